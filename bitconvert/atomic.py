@@ -1,0 +1,152 @@
+"""Outputs that appear whole or not at all: written under a temporary name beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bitconvert.errors import BitconvertError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file so that ``path`` is, at every moment, the old file or the complete new one.
+
+    Yields:
+        The temporary path to write to, in the same directory. When the block ends it is synced to disk and takes the
+        place of ``path``; when the block raises, it is removed and ``path`` is as before.
+
+    Raises:
+        BitconvertError: the place cannot be written to, or the disk is full.
+    """
+    with _errors_name(path):
+        temporary = _temporary_beside(path)
+        temporary.touch(exist_ok=False)  # an unwritable place fails here, before any work is done
+    try:
+        with _disk_full_names(path):
+            yield temporary
+        with _errors_name(path):
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Write a directory so that ``path`` never holds a mixture of old and new files.
+
+    An existing directory is renamed aside before the new one takes its name, and removed after. (POSIX cannot swap two
+    directories in one step: a crash between the renames leaves the old one, whole, as ``.name.old-*``.)
+
+    Yields:
+        The temporary directory to fill, beside ``path``; as for ``atomic_file``.
+
+    Raises:
+        BitconvertError: the place cannot be written to, is taken by a file, or the disk is full.
+    """
+    with _errors_name(path):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file of this name is in the way")
+        temporary = _temporary_beside(path)
+        temporary.mkdir()
+    try:
+        with _disk_full_names(path):
+            yield temporary
+        with _errors_name(path):
+            for entry in [*temporary.rglob("*"), temporary]:
+                _sync(entry)
+            _take_place(temporary, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Rename a directory to ``path``; a directory already there is put back if that fails, and removed if it works."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = path.with_name(f".{path.name}.old-{_unique()}")
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """A fresh name in the same directory (a rename must not cross file systems); leftovers of killed runs go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.tmp-*"):
+        if not _owner_is_alive(leftover):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.tmp-{_unique()}")
+
+
+def _unique() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _owner_is_alive(temporary: Path) -> bool:
+    """Whether the process whose id stands in a temporary name still runs."""
+    owner = re.search(r"\.tmp-(\d+)-[0-9a-f]+$", temporary.name)
+    if owner is None:
+        return True  # not ours to judge
+    try:
+        os.kill(int(owner[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a directory, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Turn an operating system error into one that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def _disk_full_names(path: Path) -> Iterator[None]:
+    """The same for a full disk only: any other error of the caller's block may concern another file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> BitconvertError:
+    full = error.errno in _DISK_FULL
+    hint = "free some space" if full else "choose another output, or make this one writable"
+    return BitconvertError(f"{path}: cannot be written ({error.strerror or error})", hint)

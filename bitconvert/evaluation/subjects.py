@@ -1,0 +1,121 @@
+"""A model ready to be measured: in torch, or in a real llama.cpp, behind the same few verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.evaluation.perplexity import Predictor
+from bitconvert.evaluation.runtimes import Runtime, open_runtime
+from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
+from bitconvert.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its tokenizer, loaded.
+
+    Attributes:
+        name: the model as the user named it.
+        runtime: which program computes: ``torch``, or llama.cpp with its client and version.
+        predict: its logits.
+        tokenize: text, and whether BOS comes first (None: as the model's own tokenizer has it) -> tokens.
+    """
+
+    name: str
+    runtime: str
+    predict: Predictor
+    tokenize: Callable[[str, bool | None], TokenizedText]
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A model loaded into torch, on the fastest device there is, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint) -> TorchModel:
+        """Load what the file means: rounded, decoded, with int8 activations where it is ternary."""
+        model = checkpoint.load()
+        model.to(device())  # type: ignore[arg-type]
+        return cls(model, checkpoint.tokenizer())
+
+    def predict(self, ids: Tensor, keep: int) -> Tensor:
+        """Logits of the last ``keep`` positions: ids int64 (batch, length) -> float32 (batch, keep, vocabulary)."""
+        output = self.model(input_ids=ids.to(self.model.device), logits_to_keep=keep, use_cache=False)
+        logits: Tensor = output.logits
+        return logits.float()
+
+    def tokenize(self, text: str, bos: bool | None) -> TokenizedText:
+        """Tokens of a text: see ``tokenize_by``."""
+        return tokenize_by(self.tokenizer, text, bos)
+
+    def as_subject(self, name: str) -> Subject:
+        """The same, to be measured under the user's name for it."""
+        return Subject(name, "torch", self.predict, self.tokenize)
+
+
+@contextmanager
+def llama_cpp_subject(checkpoint: Checkpoint, context: int, threads: int | None) -> Iterator[Subject]:
+    """A GGUF file in llama.cpp, closed at the end of the block.
+
+    Raises:
+        BitconvertError: it is no GGUF file, there is no llama.cpp, or it cannot load the file.
+    """
+    require_gguf(checkpoint)
+    with open_runtime(checkpoint.path, context, threads=threads) as runtime:
+
+        def predict(ids: Tensor, keep: int) -> Tensor:
+            rows = [torch.from_numpy(runtime.logits(row, len(row) - keep)) for row in ids.tolist()]
+            return torch.stack(rows)
+
+        def tokenized(text: str, bos: bool | None) -> TokenizedText:
+            return _llama_cpp_tokens(runtime, checkpoint, text, bos)
+
+        yield Subject(checkpoint.name, f"{runtime.name} {runtime.version}", predict, tokenized)
+
+
+def require_gguf(checkpoint: Checkpoint) -> None:
+    """Refuse what llama.cpp cannot open.
+
+    Raises:
+        UsageError: the model is no GGUF file.
+    """
+    if checkpoint.kind != "gguf":
+        raise UsageError(
+            f"{checkpoint.name}: llama.cpp reads GGUF files only", "pack it first: bitconvert pack … --format tq2_0"
+        )
+
+
+def tokenize_by(tokenizer: PreTrainedTokenizerFast, text: str, bos: bool | None) -> TokenizedText:
+    """Tokens of a text; BOS comes first if asked for, and by default if the tokenizer itself would add it."""
+    adds_bos = tokenizer("", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenize(text, tokenizer, _chosen_bos(tokenizer.bos_token_id, adds_bos, bos))
+
+
+def device() -> torch.device:
+    """The accelerator that torch finds, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _llama_cpp_tokens(runtime: Runtime, checkpoint: Checkpoint, text: str, bos: bool | None) -> TokenizedText:
+    """llama.cpp's own ids. Where in the text they begin, only our tokenizer tells, if it gives the same ids."""
+    ids = runtime.tokenize(text)
+    chosen = _chosen_bos(None if runtime.bos_token_id < 0 else runtime.bos_token_id, runtime.add_bos, bos)
+    ours = tokenize(text, checkpoint.tokenizer(), chosen)
+    return ours if ours.ids.tolist() == ids else tokenized_elsewhere(text, ids, chosen)
+
+
+def _chosen_bos(bos_id: int | None, adds_bos: bool, asked: bool | None) -> int | None:
+    if asked and bos_id is None:
+        raise BitconvertError("this model's tokenizer has no BOS token", "leave the BOS option out")
+    return bos_id if (adds_bos if asked is None else asked) else None

@@ -1,0 +1,327 @@
+"""Open anything: a hub id, a Hugging Face directory (plain, latent or packed), a GGUF file. Lazily, and suspiciously."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations.bitnet import unpack_weights
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models import gguf_source, tokenizers
+from bitconvert.models.families import Family, family_of
+from bitconvert.models.lineage import Lineage, read_lineage
+from bitconvert.recipe import Scaling
+from bitconvert.ternary.bitlinear import bitlinears, freeze_ternary, insert_bitlinear
+from bitconvert.ternary.quantize import is_baked
+
+Kind = Literal["plain", "latent", "packed", "gguf"]
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+class Checkpoint:
+    """A model on disk, opened but not loaded.
+
+    Attributes:
+        name: the model as the user named it.
+        path: the local directory, or the GGUF file.
+        kind: plain (float weights), latent (float weights that mean ternary ones), packed (Hugging Face bitnet), gguf.
+        config: ``config.json`` as a dictionary (for GGUF, the same keys derived from its metadata).
+        family: the architecture's row.
+        lineage: bitconvert's own record; None for a model that another program wrote.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        is_gguf = path.is_file()
+        self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
+        self.family: Family = family_of(str(self.config.get("model_type")), name)
+        self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
+        self.kind: Kind = "gguf" if is_gguf else _kind(name, self.config, self.lineage)
+
+    @property
+    def scaling(self) -> Scaling:
+        """How the ternary scales are computed: as recorded, else BitNet's absmean per tensor."""
+        return self.lineage.scaling if self.lineage else Scaling()
+
+    # ---- tensors, one at a time -----------------------------------------------------------------------------------
+
+    def tensor_names(self) -> list[str]:
+        """Names of all tensors, in the files' order."""
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        with _open_safetensors(self._files[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as safetensors names it (F32, BF16, U8 …), without reading it."""
+        with _open_safetensors(self._files[name]) as tensors:
+            return str(tensors.get_slice(name).get_dtype())
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor in its stored dtype.
+
+        Raises:
+            BitconvertError: it is cut off, or holds NaN or infinity.
+        """
+        with _open_safetensors(self._files[name]) as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        _check_finite(self.name, name, tensor)
+        return tensor
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return dict(_tensor_files(self.path))
+
+    # ---- whole models ---------------------------------------------------------------------------------------------
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, with the pre-tokenizer that the model was trained with."""
+        return gguf_source.load_gguf_tokenizer(self.path) if self.kind == "gguf" else tokenizers.load_tokenizer(self.path)
+
+    def load_latent(self) -> PreTrainedModel:
+        """The model in float32 for training: every linear still a plain nn.Linear.
+
+        Raises:
+            BitconvertError: the latent weights are gone (packed or baked), or a weight is missing or not finite.
+        """
+        if self.kind == "packed":
+            raise _no_latent_weights(f"{self.name}: its weights are packed ternary codes")
+        model = self._load_float()
+        modules = [name for name, _ in model.named_modules()]
+        for module in self.family.ternary_modules(modules):
+            if is_baked(model.get_submodule(module).weight):  # type: ignore[arg-type]
+                raise _no_latent_weights(f"{self.name}: tensor {module}.weight already is ternary (baked)")
+        return model
+
+    def load(self) -> PreTrainedModel:
+        """The model as its file means it, in float32 and evaluation mode.
+
+        A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them; a plain
+        model, or a GGUF file without ternary weights, stays as it is.
+        """
+        model = self._load_packed() if self.kind == "packed" else self._load_float()
+        ternary = self._ternary_modules(model)
+        if ternary:
+            insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
+            self._freeze(model)
+        return model.eval()
+
+    def load_rounded(self) -> PreTrainedModel:
+        """A plain model with its linears simply rounded to ternary: the naive baseline."""
+        model = self.load_latent()
+        insert_bitlinear(model, self._linears(model), self.scaling, lam=1.0)
+        freeze_ternary(model)
+        return model.eval()
+
+    def _freeze(self, model: PreTrainedModel) -> None:
+        if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
+            return  # half-way models are blended at each forward
+        if self.kind == "latent":
+            freeze_ternary(model)
+        for module in bitlinears(model):
+            module.frozen = True
+
+    def _ternary_modules(self, model: PreTrainedModel) -> list[str]:
+        if self.kind == "plain":
+            return []
+        if self.kind == "gguf" and self.lineage is None:
+            types = gguf_source.tensor_types(self.path)
+            return [name for name in self._linears(model) if types[f"{name}.weight"] in gguf_source.TERNARY_TYPES]
+        return self._linears(model)
+
+    def _linears(self, model: PreTrainedModel) -> list[str]:
+        return self.family.ternary_modules(name for name, _ in model.named_modules())
+
+    def _load_float(self) -> PreTrainedModel:
+        if self.kind == "gguf":
+            model = gguf_source.load_gguf_model(self.path)
+        else:
+            model = _load_directory(self, None)
+        for name, tensor in model.state_dict().items():
+            _check_finite(self.name, name, tensor)
+        return model
+
+    def _load_packed(self) -> PreTrainedModel:
+        state = {name: self.read(name) for name in self.tensor_names()}
+        for name in [name for name in state if state[name].dtype == torch.uint8]:
+            stored = state.pop(f"{name}_scale").float()
+            scale = 1 / stored if self._scale_divides else stored
+            state[name] = unpack_weights(state[name], dtype=torch.float32) * scale
+        return _load_directory(self, state)
+
+    @property
+    def _scale_divides(self) -> bool:
+        return self.config["quantization_config"].get("linear_class", "bitlinear") == "bitlinear"
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Open a model by hub id, directory or GGUF file.
+
+    Raises:
+        BitconvertError: it is not there, or not a model that bitconvert can read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() or path.is_file():
+        return Checkpoint(name, path)
+    return Checkpoint(name, _download(name))
+
+
+def _download(name: str) -> Path:
+    """Fetch ``owner/model`` (or ``owner/model/file.gguf``) from the hub, weights and tokenizer only."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    gguf = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.gguf)", name)
+    if not gguf and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise BitconvertError(f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model")
+    try:
+        if gguf:
+            return Path(hf_hub_download(gguf[1], gguf[2]))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BitconvertError(
+            f"{name}: neither a local path nor to be had from the Hugging Face hub",
+            "check the spelling and the network; gated models need `hf auth login`",
+        ) from error
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.exists():
+        raise BitconvertError(f"{path}: missing", "a Hugging Face model directory holds config.json and *.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BitconvertError(f"{path}: not valid JSON ({error})", "download the file again") from error
+    if not isinstance(config, dict):
+        raise BitconvertError(f"{path}: not a JSON object", "download the file again")
+    return config
+
+
+def _kind(name: str, config: dict[str, Any], lineage: Lineage | None) -> Kind:
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return "latent" if lineage else "plain"
+    if quantization.get("quant_method") != "bitnet":
+        raise BitconvertError(
+            f"{name}: already quantized ({quantization.get('quant_method')})",
+            "give the original, unquantized model",
+        )
+    online = quantization.get("linear_class") == "autobitlinear" and quantization.get("quantization_mode") == "online"
+    return "latent" if online else "packed"
+
+
+def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Each tensor's name and the file that holds it, from the weight index or the single file."""
+    index = directory / _INDEX
+    if index.exists():
+        yield from _indexed_files(index)
+        return
+    weights = directory / _WEIGHTS
+    if not weights.exists():
+        raise _no_safetensors(directory)
+    with _open_safetensors(weights) as tensors:
+        yield from ((name, weights) for name in tensors.keys())  # noqa: SIM118 - not a dictionary
+
+
+def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise BitconvertError(f"{index}: not a weight index ({error})", "download the file again") from error
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise BitconvertError(f"{index}: shard '{shard}' lies outside the directory", "do not trust this model")
+        if not (index.parent / shard).exists():
+            raise BitconvertError(f"{index.parent / shard}: missing, but named in {index.name}", "download the model again")
+    yield from ((name, index.parent / shard) for name, shard in weight_map.items())
+
+
+def _no_safetensors(directory: Path) -> BitconvertError:
+    pickled = [file for file in _PICKLED if (directory / file).exists()]
+    if pickled:
+        return BitconvertError(
+            f"{directory / pickled[0]}: pickled weights are never loaded",
+            "convert them to safetensors first (the hub's 'safetensors convert' does)",
+        )
+    return BitconvertError(f"{directory}: no {_WEIGHTS}", "a Hugging Face model directory holds config.json and *.safetensors")
+
+
+class _open_safetensors:  # noqa: N801 - used like a function
+    """``safe_open`` whose errors name the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        try:
+            self._file = safe_open(self._path, framework="pt")
+            return self._file.__enter__()
+        except (SafetensorError, OSError) as error:
+            raise BitconvertError(f"{self._path}: truncated or not safetensors ({error})", "download it again") from error
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.__exit__(*exc)
+
+
+def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
+    """Load a float32 model from its directory, or from ``state`` instead of its files; every weight must be there."""
+    checkpoint.tensor_names()  # broken files speak here, before transformers wraps their errors
+    model_class = getattr(transformers, checkpoint.family.architecture)
+    config = model_class.config_class.from_pretrained(checkpoint.path, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the latents themselves are wanted, not transformers' own BitLinear
+    try:
+        model, info = model_class.from_pretrained(
+            None if state is not None else checkpoint.path,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise BitconvertError(
+            f"{checkpoint.name}: its weights do not load ({str(error).strip().splitlines()[0]})",
+            "the weights must belong to its config.json",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BitconvertError(
+            f"{checkpoint.name}: tensor {missing[0]} is missing ({len(missing)} in all)", "download the model again"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_finite(name: str, tensor_name: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise BitconvertError(
+            f"{name}: tensor {tensor_name} holds NaN or infinity",
+            "the model is damaged, or its training diverged: use an earlier checkpoint",
+        )
+
+
+def _no_latent_weights(what: str) -> BitconvertError:
+    return BitconvertError(
+        f"{what}: there are no latent weights left to train",
+        "warmup needs the original model, or the latent checkpoint that an earlier warmup wrote",
+    )

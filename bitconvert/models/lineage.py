@@ -1,0 +1,70 @@
+"""Where a checkpoint comes from and what was done to it: ``bitconvert.json`` beside the weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bitconvert.errors import BitconvertError
+from bitconvert.recipe import Scaling
+
+LINEAGE_FILE = "bitconvert.json"
+
+_TOLD_VERSIONS = ("bitconvert", "torch", "transformers", "accelerate", "safetensors", "gguf")
+
+
+class Lineage(BaseModel):
+    """The history of a model that bitconvert wrote.
+
+    Attributes:
+        source: the original model as the user named it.
+        lam: λ at the end; below 1 the model is not ternary yet.
+        scaling: estimator and granularity of the scales the weights were trained under.
+        tokens_seen: training tokens, all runs together.
+        steps: optimizer steps.
+        data: what it was trained on, in words.
+        seed: of the training run.
+        versions: of Python and of the libraries that made it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    lam: float
+    scaling: Scaling
+    tokens_seen: int
+    steps: int = 0
+    data: str = ""
+    seed: int = 0
+    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+
+    def save(self, directory: Path) -> None:
+        """Write ``bitconvert.json`` into a directory."""
+        (directory / LINEAGE_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_lineage(directory: Path) -> Lineage | None:
+    """The lineage beside a checkpoint's weights, or None if another program wrote it.
+
+    Raises:
+        BitconvertError: the file is there and cannot be read.
+    """
+    path = directory / LINEAGE_FILE
+    if not path.exists():
+        return None
+    try:
+        return Lineage.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise BitconvertError(
+            f"{path}: not a lineage file of this version ({str(error).splitlines()[0]})",
+            "restore the file that warmup wrote, or run warmup again",
+        ) from error
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a model's weights become."""
+    versions = {name: importlib.metadata.version(name) for name in _TOLD_VERSIONS}
+    return {"python": platform.python_version(), **versions}

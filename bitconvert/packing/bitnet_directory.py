@@ -1,0 +1,168 @@
+"""A Hugging Face directory that stock transformers loads and runs with int8 activations.
+
+Everything that is not ternary is stored in float32. Measured against a float64 BitLinear, the relative error of the
+logits of tiny-llama (and of an untrained model of SmolLM2-135M's 30 layers) is
+
+    stored in float32                       0.005 (0.009)   what is left: int8 activations that round the other way
+    stored in bfloat16, run in float32      0.011 (0.020)   1/scale loses up to 0.4 % in every matrix
+    stored and run in bfloat16              0.013 (0.024)
+    stored and run in float16               0.009 (0.064)   BitLinear's 127/absmax * 1/scale overflows on quiet tokens
+
+so float16 is unsafe, and bfloat16 would make the file smaller only by half of its embedding. Whoever wants to compute in
+bfloat16 passes ``dtype=torch.bfloat16`` when loading.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from bitconvert.atomic import atomic_directory
+from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.lineage import LINEAGE_FILE
+from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.readback import ReadBack
+from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
+from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
+from bitconvert.report import PackedFile, PackedTensor, Reporter
+
+_WEIGHTS = "model.safetensors"
+_DTYPE = torch.float32
+_DEFAULT_THETA = 10000.0  # transformers' own
+_FORMAT = HfBitnet()
+
+_OFFLINE_BITLINEAR = {
+    "quant_method": "bitnet",
+    "linear_class": "bitlinear",
+    "quantization_mode": "offline",
+    "modules_to_not_convert": ["lm_head"],
+}
+
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+    LINEAGE_FILE,
+    "LICENSE*",
+    "NOTICE*",
+)
+"""What is copied as it is, by pattern: the vocabulary, the chat template, generation defaults, history, licence."""
+
+
+def write_bitnet_directory(
+    checkpoint: Checkpoint, tensors: list[SourceTensor], target: Path, reporter: Reporter
+) -> PackedFile:
+    """Write a model as a directory of Hugging Face bitnet, complete and read back, or not at all.
+
+    Args:
+        checkpoint: latent, or plain and to be rounded.
+        tensors: those to write.
+        target: the directory; one that exists is replaced.
+        reporter: told the weights done.
+
+    Raises:
+        BitconvertError: the place cannot be written to, a scale cannot be stored, or the file does not read back.
+    """
+    started = time.monotonic()
+    with atomic_directory(target) as directory:
+        weights = directory / _WEIGHTS
+        expected = _write_weights(checkpoint, tensors, weights, ReadBack(target), reporter)
+        _read_back(weights, tensors, expected)
+        _write_config(checkpoint.config, directory)
+        _copy_companions(checkpoint.path, directory)
+        nbytes = weights.stat().st_size
+    packed = [_packed(tensor) for tensor in tensors]
+    return packed_file(target, _FORMAT.name, packed, nbytes, time.monotonic() - started)
+
+
+def _write_weights(
+    checkpoint: Checkpoint, tensors: list[SourceTensor], path: Path, expected: ReadBack, reporter: Reporter
+) -> ReadBack:
+    """Stream the tensors to a file, one at a time, and note what each must read back as."""
+    specs = {name: spec for tensor in tensors for name, spec in _specs(tensor).items()}
+    with SafetensorsFile(path, specs) as file:
+        for tensor in with_progress(tensors, reporter):
+            if tensor.ternary:
+                ternary = read_ternary(checkpoint, tensor.name)
+                weight, weight_scale = _FORMAT.encode(ternary, _DTYPE)
+                file.write(tensor.name, weight)
+                file.write(_scale_name(tensor.name), weight_scale)
+                expected.expect(tensor.name, ternary.codes.numpy(), weight_scale.numpy())
+            else:
+                values = checkpoint.read(tensor.name).to(_DTYPE)
+                file.write(tensor.name, values)
+                expected.expect(tensor.name, values.numpy())
+    return expected
+
+
+def _read_back(path: Path, tensors: list[SourceTensor], expected: ReadBack) -> None:
+    with safe_open(path, framework="pt") as file:
+        for tensor in tensors:
+            stored = file.get_tensor(tensor.name)
+            if tensor.ternary:
+                weight_scale = file.get_tensor(_scale_name(tensor.name))
+                expected.check(tensor.name, _FORMAT.decode(stored, weight_scale).codes.numpy(), weight_scale.numpy())
+            else:
+                expected.check(tensor.name, stored.numpy())
+    expected.finish()
+
+
+def _specs(tensor: SourceTensor) -> dict[str, TensorSpec]:
+    """The tensors that one of the model becomes."""
+    if not tensor.ternary:
+        return {tensor.name: TensorSpec(_DTYPE, tensor.shape)}
+    return {
+        tensor.name: TensorSpec(torch.uint8, _FORMAT.packed_shape(tensor.shape)),
+        _scale_name(tensor.name): TensorSpec(_DTYPE, (1,)),
+    }
+
+
+def _packed(tensor: SourceTensor) -> PackedTensor:
+    nbytes = sum(spec.nbytes for spec in _specs(tensor).values())
+    return PackedTensor(tensor.name, "U8" if tensor.ternary else "F32", tensor.shape, nbytes, tensor.ternary)
+
+
+def _scale_name(name: str) -> str:
+    return f"{name}_scale"
+
+
+def _write_config(config: dict[str, Any], directory: Path) -> None:
+    """The model's config with the quantization declared, and its rope written for every reader.
+
+    transformers 5 reads ``rope_parameters``; mlx-lm and transformers 4 read ``rope_theta`` and ``rope_scaling``.
+    """
+    rope = _rope_parameters(config)
+    packed = {
+        **{key: value for key, value in config.items() if key not in ("torch_dtype", "rope_scaling")},
+        "dtype": str(_DTYPE).removeprefix("torch."),
+        "quantization_config": _OFFLINE_BITLINEAR,
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+    }
+    if rope["rope_type"] != "default":
+        packed["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    (directory / "config.json").write_text(json.dumps(packed, indent=2) + "\n", encoding="utf-8")
+
+
+def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """``rope_parameters`` as transformers 5 writes them, from the new keys or the old ones."""
+    stated = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope_type = stated.pop("type", "default")  # the oldest spelling
+    return {"rope_type": rope_type, "rope_theta": config.get("rope_theta", _DEFAULT_THETA), **stated}
+
+
+def _copy_companions(source: Path, directory: Path) -> None:
+    for pattern in _COMPANIONS:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, directory / file.name)

@@ -1,0 +1,26 @@
+"""The output types: one file each, one row here."""
+
+from __future__ import annotations
+
+from bitconvert.packing.formats.base import Format, GgufFormat
+from bitconvert.packing.formats.f16 import F16
+from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.formats.q2_0 import Q2_0
+from bitconvert.packing.formats.q8_0 import Q8_0
+from bitconvert.packing.formats.tq1_0 import TQ1_0
+from bitconvert.packing.formats.tq2_0 import TQ2_0
+from bitconvert.recipe import Scaling
+
+FORMATS: dict[str, Format] = {row.name: row for row in (TQ1_0(), TQ2_0(), Q2_0(), HfBitnet())}
+"""What ``--format`` accepts."""
+
+FALLBACKS: tuple[GgufFormat, ...] = (Q2_0(), Q8_0(), F16())
+"""Where the ternary rows of a GGUF file go that its own type cannot hold, best first. All of them keep every code and
+scale. Q4_0, llama-quantize's choice, stores one sign of each block at 7/8 of its size and ruins a ternary model."""
+
+__all__ = ["FALLBACKS", "FORMATS", "Format", "GgufFormat", "formats_that_hold"]
+
+
+def formats_that_hold(scaling: Scaling) -> list[str]:
+    """Names of the formats that can store the scales of this scaling."""
+    return [name for name, row in FORMATS.items() if row.refusal(scaling) is None]

@@ -1,0 +1,159 @@
+"""What an output type is, and what all the block types of GGUF have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models.gguf_types import GgufType
+from bitconvert.recipe import Scaling
+from bitconvert.ternary.quantize import TernaryTensor
+
+Codes = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
+
+_LARGEST_ROUNDING = 0.005
+"""Relative error that rounding a scale to float16 may bring; ordinary scales lose at most 2**-11."""
+
+
+class Format(ABC):
+    """One way to store a ternary matrix.
+
+    Attributes:
+        name: as the user types it after ``--format``.
+        container: the kind of file that holds it.
+        bits_per_weight: storage per weight, scales included.
+        row_multiple: the row length (``in``) must be a multiple of this.
+    """
+
+    name: str
+    container: Literal["gguf", "safetensors"]
+    bits_per_weight: float
+    row_multiple: int
+
+    @abstractmethod
+    def refusal(self, scaling: Scaling) -> str | None:
+        """Why the scales of this scaling cannot be stored; None if they can."""
+
+
+class GgufFormat(Format):
+    """A GGUF block type: each block of a row holds its own scale ``d`` (float16) and the codes in some order.
+
+    ``d`` of a block without any nonzero code is 0, as in ggml's reference quantizers. So a decoded scale is exact
+    wherever it matters, and 0 where a zero block left no trace of it.
+
+    Attributes:
+        type: what GGUF calls it.
+    """
+
+    container = "gguf"
+    type: ClassVar[GgufType]
+
+    def __init__(self) -> None:
+        self.name = self.type.name.lower()
+        self.bits_per_weight = self.type.bits_per_weight
+        self.row_multiple = self.type.block
+
+    def refusal(self, scaling: Scaling) -> str | None:
+        """A scale per tensor or per row is repeated in each block; a group must be a whole number of blocks."""
+        group = scaling.group_size
+        if group is None or group % self.type.block == 0:
+            return None
+        return f"{self.type.name} has one scale for {self.type.block} weights, and a group is {group}"
+
+    @abstractmethod
+    def encode(self, tensor: TernaryTensor) -> Bytes:
+        """Codes and scales to bytes.
+
+        Args:
+            tensor: codes (out, in), ``in`` a multiple of ``row_multiple``, with scales that float16 holds exactly (see
+                ``with_stored_scale``) and a scaling that ``refusal`` accepts.
+
+        Returns:
+            uint8, shape (out, bytes per row).
+        """
+
+    @abstractmethod
+    def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
+        """Bytes (out, bytes per row) back to codes (out, in) and one scale per block, float32 (out, in / block)."""
+
+
+class BlockFormat(GgufFormat):
+    """A GGUF type that keeps codes and scale apart. Packing is integer arithmetic only: numpy's float16 is slow.
+
+    A new type says how one block's trits (code + 1) become bytes; the rest is here.
+
+    Attributes:
+        scale_first: whether ``d`` stands before the codes, or after them.
+    """
+
+    scale_first: ClassVar[bool]
+
+    def encode(self, tensor: TernaryTensor) -> Bytes:
+        """See ``GgufFormat``."""
+        rows, columns = tensor.codes.shape
+        trits = (tensor.codes.numpy().reshape(-1, self.type.block) + np.int8(1)).view(np.uint8)
+        packed = self._pack(trits)
+        scale = block_scales(tensor, self.type.block).reshape(-1, 1).astype(np.float16).view(np.uint8)
+        blocks = np.concatenate([scale, packed] if self.scale_first else [packed, scale], axis=1)
+        return blocks.reshape(rows, self.type.row_bytes(columns))
+
+    def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
+        """See ``GgufFormat``."""
+        blocks = data.reshape(-1, self.type.block_bytes)
+        packed, scale = (blocks[:, 2:], blocks[:, :2]) if self.scale_first else (blocks[:, :-2], blocks[:, -2:])
+        codes = self._unpack(np.ascontiguousarray(packed)).view(np.int8) - np.int8(1)
+        scales = np.ascontiguousarray(scale).view(np.float16).astype(np.float32).reshape(shape[0], -1)
+        return TernaryTensor(torch.from_numpy(codes.reshape(shape)), torch.from_numpy(scales))
+
+    @abstractmethod
+    def _pack(self, trits: Bytes) -> Bytes:
+        """Trits (blocks, block) to bytes (blocks, block_bytes - 2)."""
+
+    @abstractmethod
+    def _unpack(self, packed: Bytes) -> Bytes:
+        """The inverse of ``_pack``."""
+
+
+def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
+    """The scale that each block of a GGUF type stores: that of its tensor, row or group, and 0 for an all-zero block.
+
+    Args:
+        tensor: codes (out, in) and their scales.
+        block: weights per block; divides ``in`` and the group size.
+
+    Returns:
+        float32, shape (out, in / block).
+    """
+    rows, columns = tensor.codes.shape
+    scale = tensor.scale.numpy().reshape(-1, tensor.scale.shape[-1])
+    repeated = np.repeat(scale, columns // block // scale.shape[1], axis=1)
+    occupied = tensor.codes.numpy().reshape(rows, columns // block, block).any(axis=-1)
+    return np.where(occupied, repeated, np.float32(0))
+
+
+def with_stored_scale(tensor: TernaryTensor, name: str) -> TernaryTensor:
+    """Round the scales to float16, as every format stores them, so that all files of one model hold the same weights.
+
+    Args:
+        tensor: as ``ternarize`` gives it.
+        name: of the tensor, for the error line.
+
+    Raises:
+        BitconvertError: a scale is NaN or infinite, or float16 cannot hold it within 0.5 % (below about 6e-6, or above
+            65504). The reference quantizers write such scales without a word.
+    """
+    stored = tensor.with_fp16_scale()
+    faithful = (stored.scale - tensor.scale).abs() <= _LARGEST_ROUNDING * tensor.scale  # false for NaN and infinity
+    if not bool(faithful.all()):
+        worst = tensor.scale[~faithful].flatten()[0].item()
+        raise BitconvertError(
+            f"tensor {name}: its scale {worst:.3g} cannot be stored as float16",
+            "the weights are damaged, or so small or large that their model must be rescaled first",
+        )
+    return stored

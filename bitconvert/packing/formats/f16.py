@@ -1,0 +1,28 @@
+"""F16: 16 bits per weight, the product codes * scale itself. The last resort, for rows that 32 does not divide."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bitconvert.models import gguf_types
+from bitconvert.packing.formats.base import Bytes, GgufFormat, block_scales
+from bitconvert.ternary.quantize import TernaryTensor
+
+
+class F16(GgufFormat):
+    """A float16 per weight: a block of one, whose scale is the weight's magnitude."""
+
+    type = gguf_types.F16
+    scale_first = True
+
+    def encode(self, tensor: TernaryTensor) -> Bytes:
+        """See ``GgufFormat``; exact, because +-scale is a float16."""
+        weights = block_scales(tensor, 1) * tensor.codes.numpy()
+        data: Bytes = weights.astype(np.float16).view(np.uint8)
+        return data
+
+    def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
+        """See ``GgufFormat``; one scale per weight."""
+        weights = np.ascontiguousarray(data).view(np.float16).astype(np.float32).reshape(shape)
+        return TernaryTensor(torch.from_numpy(np.sign(weights).astype(np.int8)), torch.from_numpy(np.abs(weights)))

@@ -1,0 +1,1 @@
+"""The GGUF container: parameters, vocabulary, tensor names and the writer."""

@@ -1,0 +1,108 @@
+"""A GGUF file, written front to back: everything but one tensor's data stays on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.gguf_source import LINEAGE_KEY
+from bitconvert.packing.gguf.hparams import add_hparams, complete_config, require_expressible, rope_factors
+from bitconvert.packing.gguf.tensors import ROPE_FACTORS
+from bitconvert.packing.gguf.vocabulary import vocabulary_of
+
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+class GgufContainer:
+    """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order.
+
+    Metadata, vocabulary and the tensor that Llama 3's rope scaling needs come from the checkpoint by themselves.
+    """
+
+    def __init__(self, path: Path, checkpoint: Checkpoint, file_type: int) -> None:
+        """Prepare the metadata; nothing is written yet.
+
+        Args:
+            path: the file to write; the caller moves it into place.
+            checkpoint: where config, tokenizer and lineage come from.
+            file_type: ``general.file_type`` (llama_ftype) of the type that most weights have.
+
+        Raises:
+            BitconvertError: llama.cpp cannot compute this model or reproduce its tokenizer.
+        """
+        config = complete_config(checkpoint.config, checkpoint.family)
+        require_expressible(config, checkpoint.name)
+        rows = _embedding_rows(checkpoint)
+        self._writer = GGUFWriter(path, checkpoint.family.gguf_arch)
+        self._path = path
+        self._announced: list[tuple[str, int]] = []
+        self._written = 0
+        _add_general(self._writer, checkpoint, file_type)
+        add_hparams(self._writer, config, rows)
+        vocabulary_of(checkpoint.tokenizer(), rows, checkpoint.config).add_to(self._writer)
+        self._factors = rope_factors(config)
+        if self._factors is not None:
+            self.add_tensor(ROPE_FACTORS, self._factors.shape, GGMLQuantizationType.F32, self._factors.nbytes)
+
+    def add_tensor(self, name: str, shape: tuple[int, ...], raw_dtype: GGMLQuantizationType | int, nbytes: int) -> None:
+        """Announce a tensor.
+
+        Args:
+            name: its GGUF name.
+            shape: (out, in) as in PyTorch, in weights and not bytes.
+            raw_dtype: how its data is stored; an id that the ``gguf`` package does not know is written as it is.
+            nbytes: length of its data.
+        """
+        # A float dtype beside raw_dtype tells GGUFWriter that the shape counts weights.
+        self._writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=raw_dtype)
+        self._announced.append((name, nbytes))
+
+    def begin(self) -> None:
+        """Write the header, the metadata and the list of tensors."""
+        self._writer.write_header_to_file()
+        self._writer.write_kv_data_to_file()
+        self._writer.write_ti_data_to_file()
+        if self._factors is not None:
+            self.write(self._factors)
+
+    def write(self, data: NDArray[Any]) -> None:
+        """Write the data of the next tensor.
+
+        Raises:
+            ValueError: its length is not the announced one, or no further tensor was announced.
+        """
+        if self._written == len(self._announced):
+            raise ValueError(f"{self._path}: all {self._written} announced tensors are written")
+        name, nbytes = self._announced[self._written]
+        if data.nbytes != nbytes:
+            raise ValueError(f"{self._path}: tensor {name} has {data.nbytes} bytes, announced were {nbytes}")
+        self._writer.write_tensor_data(np.ascontiguousarray(data))
+        self._written += 1
+
+    def close(self) -> None:
+        """Close the file. Harmless when repeated, or when nothing was begun."""
+        self._writer.close()
+
+
+def _embedding_rows(checkpoint: Checkpoint) -> int:
+    if _EMBEDDING not in checkpoint.tensor_names():
+        raise BitconvertError(f"{checkpoint.name}: tensor {_EMBEDDING} is missing", "download the model again")
+    return checkpoint.shape(_EMBEDDING)[0]
+
+
+def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
+    writer.add_type("model")
+    writer.add_name(checkpoint.path.resolve().name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    if checkpoint.lineage is not None:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, checkpoint.lineage.source)
+        writer.add_string(LINEAGE_KEY, checkpoint.lineage.model_dump_json())
+

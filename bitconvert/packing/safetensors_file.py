@@ -1,0 +1,98 @@
+"""A safetensors file written one tensor at a time, in the memory of one tensor (``save_file`` wants all of them at once).
+
+The format (huggingface.co/docs/safetensors): 8 bytes of header length, little-endian; the header, JSON padded with
+spaces; the tensors' bytes without gaps, in the order of their offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor before it is computed."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class SafetensorsFile:
+    """Write every tensor once, in any order, inside the ``with`` block.
+
+    Args:
+        path: of the file; an existing one is overwritten.
+        specs: dtype and shape of every tensor.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        self._path = path
+        self._specs = specs
+        self._unwritten = set(specs)
+        self._offsets = _offsets(specs)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        header = _header(self._specs, self._offsets)
+        self._file.write(header)
+        self._data_start = len(header)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None and self._unwritten:
+            raise ValueError(f"{self._path}: tensor {min(self._unwritten)} was never written")
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor to its place; its dtype and shape must be as announced."""
+        announced, given = self._specs[name], TensorSpec(tensor.dtype, tuple(tensor.shape))
+        if given != announced:
+            raise ValueError(f"{self._path}: tensor {name} is {given}, announced as {announced}")
+        self._file.seek(self._data_start + self._offsets[name])
+        self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        self._unwritten.discard(name)
+
+
+def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Where each tensor begins after the header: wider dtypes first, as safetensors does it, so that each is aligned."""
+    offsets, end = {}, 0
+    for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
+        offsets[name] = end
+        end += specs[name].nbytes
+    return offsets
+
+
+def _header(specs: Mapping[str, TensorSpec], offsets: Mapping[str, int]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers insists on the format
+    for name, begin in offsets.items():
+        spec = specs[name]
+        entries[name] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, begin + spec.nbytes],
+        }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header

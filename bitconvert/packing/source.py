@@ -1,0 +1,100 @@
+"""The tensors of a checkpoint as packing sees them: which ones go into a file, and which of them are ternary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.packing.formats.base import with_stored_scale
+from bitconvert.ternary.quantize import TernaryTensor, ternarize
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+_FINAL_NORM = "model.norm.weight"
+_RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints saved
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor that goes into a packed file.
+
+    Attributes:
+        name: in the checkpoint.
+        shape: likewise.
+        ternary: whether it is one of the family's linears, to be stored as codes and scales.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ternary: bool
+
+
+def is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the output head is the embedding itself (transformers' default for llama: it is not)."""
+    return bool(checkpoint.config.get("tie_word_embeddings", False))
+
+
+def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
+    """The tensors of a model, without those that are stored elsewhere (a tied head) or recomputed (rotary buffers).
+
+    Raises:
+        BitconvertError: a tensor of the architecture is missing.
+    """
+    names = [name for name in checkpoint.tensor_names() if not name.endswith(_RECOMPUTED)]
+    if is_tied(checkpoint):
+        names = [name for name in names if name != HEAD]
+    missing = sorted(set(_required_names(checkpoint)) - set(names))
+    if missing:
+        raise BitconvertError(
+            f"{checkpoint.name}: tensor {missing[0]} is missing ({len(missing)} in all)",
+            "download the model again, or give the checkpoint that warmup wrote",
+        )
+    return [SourceTensor(name, checkpoint.shape(name), _is_ternary(checkpoint, name)) for name in names]
+
+
+def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
+    """Codes and scales of one linear, rounded as training rounds them, with the scale as files store it.
+
+    Raises:
+        BitconvertError: its scale cannot be stored, or its weights are damaged.
+    """
+    return with_stored_scale(ternarize(checkpoint.read(name), checkpoint.scaling), name)
+
+
+def with_progress(tensors: Sequence[Source], reporter: Reporter) -> Iterator[Source]:
+    """Go through tensors and report the weights done: matrices of one model differ a thousandfold in size."""
+    total = sum(math.prod(tensor.shape) for tensor in tensors)
+    done = 0
+    for tensor in tensors:
+        yield tensor
+        done += math.prod(tensor.shape)
+        reporter.advance(done, total)
+
+
+def packed_file(path: Path, form: str, tensors: list[PackedTensor], nbytes: int, seconds: float) -> PackedFile:
+    """The report of a finished file, with its effective bits per weight."""
+    ternary = [tensor for tensor in tensors if tensor.ternary]
+    return PackedFile(
+        path=str(path),
+        format=form,
+        tensors=tensors,
+        nbytes=nbytes,
+        seconds=seconds,
+        bits_per_weight=8 * nbytes / sum(tensor.weights for tensor in tensors),
+        ternary_bits_per_weight=8 * sum(t.nbytes for t in ternary) / sum(t.weights for t in ternary),
+    )
+
+
+def _is_ternary(checkpoint: Checkpoint, name: str) -> bool:
+    return name.endswith(".weight") and checkpoint.family.is_ternary_module(name.removesuffix(".weight"))
+
+
+def _required_names(checkpoint: Checkpoint) -> Iterator[str]:
+    yield EMBEDDING
+    yield _FINAL_NORM
+    if not is_tied(checkpoint):
+        yield HEAD
+    for layer in range(int(checkpoint.config["num_hidden_layers"])):
+        yield from (f"model.layers.{layer}.{linear}.weight" for linear in checkpoint.family.linears)

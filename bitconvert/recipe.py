@@ -1,0 +1,237 @@
+"""Every option and its default, once. A recipe is YAML that these models accept; ``--set a.b=c`` edits it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bitconvert.errors import UsageError
+
+Share = Field(ge=0.0, le=1.0)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scaling(_Section):
+    """How the scale of a ternary weight is computed: an estimator over a granularity."""
+
+    estimator: Literal["absmean", "mse"] = Field(
+        "absmean", description="absmean is BitNet's; mse minimizes the squared rounding error"
+    )
+    granularity: str = Field("tensor", description="one scale per tensor, row, or group:N of a row")
+
+    @field_validator("granularity")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in ("tensor", "row") or re.fullmatch(r"group:[1-9]\d*", value):
+            return value
+        raise ValueError("must be tensor, row or group:N")
+
+    @cached_property
+    def group_size(self) -> int | None:
+        """N of ``group:N``; None for one scale per tensor or per row."""
+        kind, _, size = self.granularity.partition(":")
+        return int(size) if kind == "group" else None
+
+    def __str__(self) -> str:
+        return f"{self.estimator} per {self.granularity}"
+
+
+class LambdaRamp(_Section):
+    """How λ goes from 0 (latent) to 1 (ternary)."""
+
+    curve: Literal["linear", "cosine", "exponential", "sigmoid", "instant"] = "linear"
+    reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
+
+
+class Distillation(_Section):
+    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text."""
+
+    kl: float = Field(0.65, ge=0.0, description="weight of the divergence from the original model")
+    ce: float = Field(0.35, ge=0.0, description="weight of the cross-entropy with the text")
+    temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Distillation:
+        if self.kl + self.ce == 0:
+            raise ValueError("kl and ce cannot both be 0")
+        return self
+
+
+class Optimizer(_Section):
+    """AdamW, and how its learning rate and weight decay move."""
+
+    lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
+    lr_schedule: Literal["cosine", "linear", "two_stage"] = "cosine"
+    lr_warmup: float = Field(0.08, ge=0.0, lt=1.0, description="share of the training over which the rate rises")
+    lr_final: float = Field(
+        0.1, ge=0.0, le=1.0, description="last rate / peak; for two_stage the second stage's peak / the first's"
+    )
+    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay_schedule: Literal["constant", "two_stage"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+
+
+class Training(_Section):
+    """How much, how large, how often."""
+
+    tokens: int = Field(1_000_000, gt=0, description="training tokens; they decide the number of steps")
+    context: int = Field(512, gt=1, description="tokens in a training window")
+    batch_size: int = Field(8, gt=0, description="windows in an optimizer step, over all devices")
+    micro_batch_size: int = Field(2, gt=0, description="windows in one forward pass on one device")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU that has it, else float32; latents are float32 always"
+    )
+    activation_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile the student")
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(1, gt=0, description="steps between two lines of metrics")
+    eval_every: int = Field(100, gt=0, description="steps between two measurements on held-out text")
+    save_every: int = Field(100, gt=0, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, gt=0)
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Training:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the token budget pays for, at least one."""
+        return max(1, self.tokens // (self.batch_size * self.context))
+
+
+class Data(_Section):
+    """The text to learn from."""
+
+    sources: tuple[str, ...] = Field((), description="files, directories or hub datasets; none: sampled from the model")
+    held_out: tuple[str, ...] = Field((), description="text to measure on; none: the end of the training text")
+    held_out_tokens: int = Field(16_384, gt=0, description="tokens measured on")
+    sampled_tokens: int = Field(262_144, gt=0, description="tokens sampled from the model where no sources are given")
+
+
+class Packing(_Section):
+    """The formats the result is meant for; warmup warns where the scaling does not fit them."""
+
+    formats: tuple[str, ...] = ("tq2_0", "safetensors")
+
+
+class Recipe(_Section):
+    """All that decides how a model becomes ternary."""
+
+    description: str = ""
+    scaling: Scaling = Scaling()
+    lam: LambdaRamp = LambdaRamp()
+    distill: Distillation = Distillation()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+    data: Data = Data()
+    pack: Packing = Packing()
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(name: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name: a shipped recipe's name, a YAML file, or None for the defaults.
+        overrides: ``section.key=value``, each value read as YAML.
+
+    Raises:
+        UsageError: naming every problem at once.
+    """
+    path = recipe_path(name) if name else None
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_tell(problem) for problem in error.errors()]
+        raise UsageError(
+            f"{path or 'recipe'}: " + "; ".join(problems),
+            "`bitconvert recipes NAME` shows every key with its default",
+        ) from error
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a shipped recipe, or ``name`` itself where it is a file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"{name}: no such recipe file", "`bitconvert recipes` lists the shipped ones")
+        return path
+    shipped = recipe_directory() / f"{name}.yaml"
+    if not re.fullmatch(r"[\w.-]+", name) or not shipped.is_file():
+        raise UsageError(f"{name}: no such recipe", f"shipped recipes: {', '.join(shipped_recipes())}")
+    return shipped
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with bitconvert."""
+    return sorted(path.stem for path in recipe_directory().glob("*.yaml"))
+
+
+def recipe_directory() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})", "mend the file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections", "`bitconvert recipes NAME` shows one")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Write ``a.b=c`` into nested dictionaries; unknown keys are left for the models to refuse."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {override}: not of the form section.key=value", "for example --set optimizer.lr=5e-4")
+    for key in keys[:-1]:
+        child = values.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"--set {override}: {key} is not a section", "`bitconvert recipes NAME` shows the sections")
+        values = child
+    values[keys[-1]] = _yaml_value(override, text)
+
+
+def _yaml_value(override: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-3 as text
+    except ValueError:
+        return value
+
+
+def _tell(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -1,0 +1,329 @@
+"""What the commands tell: progress while they run (Reporter), and a result when they are done (dataclasses)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Where a command's progress goes; ui.py renders it, tests record it."""
+
+    def stage(self, title: str) -> None:
+        """Begin a named part of the work."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Say how far the current part is."""
+
+    def note(self, text: str) -> None:
+        """Tell something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Tell something the user may not want."""
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Show the current numbers of a training run."""
+
+
+class Silent:
+    """A Reporter that says nothing."""
+
+    def stage(self, title: str) -> None:
+        """Ignore."""
+
+    def advance(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
+
+    def warn(self, text: str) -> None:
+        """Ignore."""
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity and everything that it depends on.
+
+    Attributes:
+        ppl: exp of the mean negative log-likelihood per token.
+        stderr: its standard error if tokens were independent (llama-perplexity's own ±).
+        window_stderr: its standard error if only whole windows are; None when there is one window.
+        bits_per_byte: negative log-likelihood in bits per byte of UTF-8: comparable between vocabularies.
+        convention: ``hf`` or ``llama.cpp``: which tokens of a window are scored.
+        context: tokens per window.
+        stride: tokens from the begin of one window to the next's.
+        bos: whether BOS was prepended: to the text (hf) or to each window (llama.cpp).
+        tokens_scored: tokens that the mean is over.
+        bytes_scored: bytes of the text that they stand for.
+        text_sha256: of the whole text, hexadecimal.
+    """
+
+    ppl: float
+    stderr: float
+    window_stderr: float | None
+    bits_per_byte: float
+    convention: str
+    context: int
+    stride: int
+    bos: bool
+    tokens_scored: int
+    bytes_scored: int
+    text_sha256: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a model is from its original on the same windows.
+
+    Attributes:
+        original: the original as the user named it; always evaluated through torch.
+        original_ppl: its perplexity.
+        ppl_ratio: the model's perplexity over the original's.
+        ppl_ratio_stderr: its standard error, tokens paired.
+        kl: mean KL(original || model) per token, in nats.
+        kl_stderr: its standard error.
+        top1_agreement: share of tokens, 0 to 1, for which both put the same one first.
+    """
+
+    original: str
+    original_ppl: float
+    ppl_ratio: float
+    ppl_ratio_stderr: float
+    kl: float
+    kl_stderr: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What ``bitconvert eval`` found.
+
+    Attributes:
+        model: as the user named it.
+        kind: plain, latent, packed or gguf.
+        runtime: which program computed: torch, or llama.cpp with its client and version.
+        perplexity: None when only tasks were run.
+        comparison: None without ``--against``.
+        tasks: lm-eval's numbers: task -> metric -> value.
+    """
+
+    model: str
+    kind: str
+    runtime: str
+    perplexity: Perplexity | None
+    comparison: Comparison | None
+    tasks: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class ScaleSummary:
+    """The scales of one tensor: how many, and their mean, least and largest."""
+
+    count: int
+    mean: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of a model.
+
+    Attributes:
+        name: as its file names it.
+        type: how it is stored: F32, BF16, TQ2_0, "latent ternary", "packed ternary" …
+        shape: (out, in) of the weight that it means, not of its bytes.
+        ternary: whether it means codes and scales: stored so, or to be rounded so.
+        parameters: number of weights.
+        bytes: what it takes in the file, its scales included.
+        bits_per_weight: the same per weight.
+        zero_fraction: share of zeros, 0 to 1: among the codes of a ternary tensor, among the values of another.
+        scale: of a ternary tensor, as it would be when rounded if it is latent; None otherwise.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    ternary: bool
+    parameters: int
+    bytes: int
+    bits_per_weight: float
+    zero_fraction: float
+    scale: ScaleSummary | None
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What ``bitconvert inspect`` found.
+
+    Attributes:
+        model: as the user named it.
+        kind: plain, latent, packed or gguf.
+        metadata: what the files say about the model: architecture, sizes, tokenizer, lineage.
+        tensors: in the files' order.
+        parameters: weights of all tensors.
+        ternary_share: share of them that is ternary, 0 to 1.
+        file_bytes: size of the weight files.
+        bits_per_weight: bits of all tensors over all parameters.
+    """
+
+    model: str
+    kind: str
+    metadata: dict[str, str | int | float | bool]
+    tensors: tuple[TensorReport, ...]
+    parameters: int
+    ternary_share: float
+    file_bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """What ``bitconvert generate`` wrote.
+
+    Attributes:
+        model: as the user named it.
+        runtime: which program computed: torch, or llama.cpp with its client and version.
+        prompt: what the model was given, chat template applied.
+        text: what it wrote after it.
+        temperature: 0 for the most probable token at each step.
+        seed: of the random numbers.
+    """
+
+    model: str
+    runtime: str
+    prompt: str
+    text: str
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """What ``bitconvert warmup`` made.
+
+    Attributes:
+        output: directory of the latent checkpoint.
+        steps: optimizer steps.
+        tokens: training tokens.
+        scaling: estimator and granularity, in words.
+        original_ppl: of the original model on the held-out text.
+        rounded_ppl: of the original, rounded without training, with int8 activations.
+        held_out_ppl: of the result at λ = 1.
+        seconds: wall time of this run (since the resume, for a resumed one).
+    """
+
+    output: str
+    steps: int
+    tokens: int
+    scaling: str
+    original_ppl: float
+    rounded_ppl: float
+    held_out_ppl: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WarmupPlan:
+    """What ``bitconvert warmup --dry-run`` foresees.
+
+    Attributes:
+        model: as the user named it.
+        architecture: model type.
+        parameters: of the whole model.
+        ternary_parameters: those that become ternary.
+        ternary_modules: how many linear layers that is.
+        steps: optimizer steps.
+        tokens: training tokens, after rounding to whole steps.
+        accumulation: micro-batches per step on one device.
+        memory_bytes: of latents, gradients, Adam's moments, teacher and logits: a lower bound, activations are not in it.
+        recipe: resolved, every option.
+    """
+
+    model: str
+    architecture: str
+    parameters: int
+    ternary_parameters: int
+    ternary_modules: int
+    steps: int
+    tokens: int
+    accumulation: int
+    memory_bytes: int
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One tensor of a packed file.
+
+    Attributes:
+        name: in the file.
+        type: how it is stored, as the runtime spells it.
+        shape: of the weights it stands for.
+        nbytes: of its data.
+        ternary: whether it holds ternary codes.
+        note: why it is not stored in the type asked for; empty when it is.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+    ternary: bool
+    note: str = ""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights it stands for."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """One output of ``bitconvert pack``.
+
+    Attributes:
+        path: the GGUF file, or the safetensors directory.
+        format: as given to ``--format``.
+        tensors: in the file's order.
+        nbytes: size of the weight file.
+        seconds: it took to write and to read back.
+        bits_per_weight: of the whole file, embeddings and metadata included.
+        ternary_bits_per_weight: of the ternary matrices alone.
+    """
+
+    path: str
+    format: str
+    tensors: list[PackedTensor]
+    nbytes: int
+    seconds: float
+    bits_per_weight: float
+    ternary_bits_per_weight: float
+
+    @property
+    def fallbacks(self) -> list[PackedTensor]:
+        """Tensors that are not stored in the type asked for."""
+        return [tensor for tensor in self.tensors if tensor.note]
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What ``bitconvert pack`` wrote.
+
+    Attributes:
+        model: as the user named it.
+        scaling: of the ternary weights, in words.
+        files: one per format.
+        warnings: what the user may not want, such as weights that were rounded without training.
+    """
+
+    model: str
+    scaling: str
+    files: list[PackedFile]
+    warnings: list[str]

@@ -1,0 +1,173 @@
+"""The arithmetic of BitNet b1.58: scales, codes and fake quantization. Nothing outside this package rounds a weight.
+
+Sources: Ma et al., "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits" (arXiv 2402.17764) for absmean
+weights and absmax int8 activations; Li et al., "Ternary Weight Networks" (arXiv 1605.04711) for the least-squares
+scale; Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the blend by lambda.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitconvert.recipe import Scaling
+
+SMALLEST_SCALE = 1e-5
+"""Floor of every absmean and absmax, as in transformers' bitnet integration: a zero tensor stays zero, not NaN."""
+
+INT8_MAX = 127
+
+_LLOYD_STEPS = 10
+_GAUSSIAN_START = 1.534  # least-squares scale / absmean of a Gaussian: 1.2240 sigma / 0.7979 sigma
+
+
+class TernaryTensor(NamedTuple):
+    """A ternary matrix: ``weight = codes * scale``.
+
+    Attributes:
+        codes: int8, shape (out, in), each -1, 0 or +1.
+        scale: float32, shape (1,) for one scale per tensor, (out, 1) per row, (out, in / N) per group of N.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The weights that the codes and scales mean: float32, shape (out, in)."""
+        rows, columns = self.codes.shape
+        groups = self.codes.float().view(rows, self.scale.shape[-1], -1)
+        return (groups * self.scale.view(-1, self.scale.shape[-1], 1)).view(rows, columns)
+
+    def with_fp16_scale(self) -> TernaryTensor:
+        """The same codes with each scale rounded to the nearest float16, as every file format stores it."""
+        return self._replace(scale=self.scale.half().float())
+
+
+def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
+    """Round a weight to ternary codes and scales.
+
+    Idempotent: a weight that already is {-s, 0, +s} keeps its codes and its s.
+
+    Args:
+        weight: latent weight, shape (out, in), any float dtype; the arithmetic is float32.
+        scaling: estimator and granularity of the scale.
+
+    Raises:
+        ValueError: the group size does not divide the row length.
+    """
+    groups = _grouped(weight.detach().float(), scaling)
+    scale = _scale_of(groups, scaling)
+    codes = _codes_of(groups, scale).to(torch.int8).view(weight.shape)
+    return TernaryTensor(codes, scale.reshape(scale_shape(weight.shape[0], weight.shape[1], scaling)))
+
+
+def fake_ternarize(weight: Tensor, lam: Tensor, scaling: Scaling) -> Tensor:
+    """Blend a latent weight into its ternary value: ``w + lam * (Q(w) - w)``, gradient straight through to ``w``.
+
+    Args:
+        weight: latent weight, shape (out, in), float32.
+        lam: scalar tensor; 0 gives the latent weight back, 1 exactly the ternary one.
+        scaling: estimator and granularity of the scale.
+
+    Returns:
+        Tensor of ``weight``'s shape and dtype.
+    """
+    with torch.no_grad():
+        groups = _grouped(weight.float(), scaling)
+        scale = _scale_of(groups, scaling)
+        ternary = (_codes_of(groups, scale) * scale).view(weight.shape)
+    blended: Tensor = _StraightThrough.apply(weight, ternary, lam)  # type: ignore[no-untyped-call]
+    return blended
+
+
+def fake_int8(x: Tensor, lam: Tensor) -> Tensor:
+    """Blend activations into their int8 value, one absmax scale per token, gradient straight through.
+
+    Args:
+        x: activations, shape (..., features), any float dtype.
+        lam: scalar tensor, as for the weights.
+
+    Returns:
+        Tensor of ``x``'s shape and dtype.
+    """
+    with torch.no_grad():
+        full = x.float()
+        step = full.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST_SCALE) / INT8_MAX
+        rounded = (full / step).round_().clamp_(-INT8_MAX - 1, INT8_MAX) * step
+    blended: Tensor = _StraightThrough.apply(x, rounded.to(x.dtype), lam)  # type: ignore[no-untyped-call]
+    return blended
+
+
+def is_baked(weight: Tensor) -> bool:
+    """Whether a weight already is ternary: every row holds no other magnitude than 0 and one more.
+
+    A checkpoint whose matrices look like this has lost its latent weights and cannot be warmed up.
+    """
+    magnitude = weight.detach().abs()
+    largest = magnitude.amax(dim=-1, keepdim=True)
+    return bool(((magnitude == 0) | (magnitude == largest)).all())
+
+
+def scale_shape(rows: int, columns: int, scaling: Scaling) -> tuple[int, ...]:
+    """Shape of the scale of a (rows, columns) weight: (1,), (rows, 1) or (rows, columns / N)."""
+    if scaling.granularity == "tensor":
+        return (1,)
+    return (rows, columns // (scaling.group_size or columns))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: lerp(value, quantized, lam), exact at both ends. Backward: identity (Bengio et al., arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
+        return torch.lerp(value, quantized, lam.to(value.dtype))
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None]:
+        return gradient, None, None
+
+
+def _grouped(weight: Tensor, scaling: Scaling) -> Tensor:
+    """View a (out, in) weight as (groups that share nothing, members that share one scale)."""
+    if scaling.granularity == "tensor":
+        return weight.reshape(1, -1)
+    size = scaling.group_size or weight.shape[-1]
+    if weight.shape[-1] % size:
+        raise ValueError(f"rows of {weight.shape[-1]} do not divide into groups of {size}")
+    return weight.reshape(-1, size)
+
+
+def _scale_of(groups: Tensor, scaling: Scaling) -> Tensor:
+    """One scale per group: (groups, members) -> (groups, 1)."""
+    magnitude = groups.abs()
+    estimate = _absmean(magnitude) if scaling.estimator == "absmean" else _least_squares(magnitude)
+    # A group that already is ternary keeps its scale: estimating again would shrink it to its density.
+    largest = magnitude.amax(dim=-1, keepdim=True)
+    already_ternary = ((magnitude == 0) | (magnitude == largest)).all(dim=-1, keepdim=True) & (largest > 0)
+    return torch.where(already_ternary, largest, estimate)
+
+
+def _absmean(magnitude: Tensor) -> Tensor:
+    return magnitude.mean(dim=-1, keepdim=True).clamp(min=SMALLEST_SCALE)
+
+
+def _least_squares(magnitude: Tensor) -> Tensor:
+    """The scale s that minimizes ||w - s * round(w / s)||^2, by Lloyd's iteration.
+
+    For fixed codes the best s is the mean magnitude of the nonzero ones; for fixed s the codes round at s / 2. Both
+    steps only lower the error, and from the Gaussian optimum ten of them settle on trained weights.
+    """
+    scale = _GAUSSIAN_START * _absmean(magnitude)
+    for _ in range(_LLOYD_STEPS):
+        kept = magnitude > scale / 2
+        mean = torch.where(kept, magnitude, 0).sum(dim=-1, keepdim=True) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
+        scale = mean.clamp(min=SMALLEST_SCALE)
+    return scale
+
+
+def _codes_of(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / scale).round_().clamp_(-1, 1)

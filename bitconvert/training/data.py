@@ -1,0 +1,264 @@
+"""Text into token blocks: tokenized once, kept in a memory-mapped file, found again by the content it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bitconvert.atomic import atomic_file
+from bitconvert.errors import BitconvertError
+from bitconvert.models.texts import TEXT_FIELD, read_texts, text_files
+from bitconvert.recipe import Data
+from bitconvert.report import Reporter
+
+_LAYOUT = "tokens-1"  # part of every cache key: change it when the meaning of the cached bytes changes
+_DOCUMENTS_AT_ONCE = 256
+_SAMPLED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A stream of token ids on disk.
+
+    Attributes:
+        ids: memory map, shape (tokens,), uint16 or uint32.
+        key: sha256 of all that decided them; also the cache file's name.
+        description: where they come from, in words.
+    """
+
+    ids: np.ndarray[Any, np.dtype[Any]]
+    key: str
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Windows(Dataset[dict[str, Tensor]]):
+    """Consecutive windows of ``context`` tokens out of a stream; what does not fill the last one is left out."""
+
+    def __init__(self, ids: np.ndarray[Any, np.dtype[Any]], context: int) -> None:
+        self._ids = ids
+        self._context = context
+
+    def __len__(self) -> int:
+        return len(self._ids) // self._context
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        start = index * self._context
+        window = torch.from_numpy(self._ids[start : start + self._context].astype(np.int64))
+        return {"input_ids": window, "labels": window}
+
+
+class ShuffledWindows(Dataset[dict[str, Tensor]]):
+    """``count`` windows in a seeded order, every window once before any comes again.
+
+    The order is a function of the seed and the position alone, so a resumed run continues exactly where it stopped.
+    """
+
+    def __init__(self, windows: Windows, count: int, seed: int) -> None:
+        self._windows = windows
+        self._count = count
+        self._seed = seed
+        self._epoch: tuple[int, np.ndarray[Any, np.dtype[Any]]] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        epoch, position = divmod(index, len(self._windows))
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(len(self._windows))
+        return self._windows[int(self._epoch[1][position])]
+
+
+def split_held_out(tokens: Tokens, held_out_tokens: int, context: int) -> tuple[Windows, Windows]:
+    """Training windows, and held-out ones from the end of the stream (at most a tenth of it).
+
+    Raises:
+        BitconvertError: the text is too short for one window of each.
+    """
+    held_out = min(held_out_tokens, len(tokens) // 10) // context * context or context
+    training = Windows(tokens.ids[: len(tokens) - held_out], context)
+    if len(tokens) < 2 * context or not len(training):
+        raise _too_short(tokens, context)
+    return training, Windows(tokens.ids[len(tokens) - held_out :], context)
+
+
+def first_windows(tokens: Tokens, held_out_tokens: int, context: int) -> Windows:
+    """Windows from the start of a text given to measure on."""
+    windows = Windows(tokens.ids[: max(held_out_tokens, context)], context)
+    if not len(windows):
+        raise _too_short(tokens, context)
+    return windows
+
+
+def tokenize(sources: Iterable[str], tokenizer: PreTrainedTokenizerFast, reporter: Reporter) -> Tokens:
+    """Tokenize local files, directories or a hub dataset, or find the result of having done so.
+
+    Each document is tokenized with the special tokens that the tokenizer adds, and ended by its end-of-text token.
+
+    Raises:
+        BitconvertError: a source is missing, malformed or holds no text.
+    """
+    sources = list(sources)
+    digest = hashlib.sha256(f"{_LAYOUT}\n{tokenizer.backend_tokenizer.to_str()}\n{_end_of_text(tokenizer)}".encode())
+    documents = _documents(sources, digest)
+    key = digest.hexdigest()
+    path = cache_directory() / f"{key}.bin"
+    dtype = _dtype(len(tokenizer))
+    if not path.exists():
+        reporter.stage(f"tokenizing {', '.join(sources)}")
+        _write(path, _encode(documents, tokenizer), dtype)
+    return Tokens(_memory_map(path, dtype, sources), key, ", ".join(sources))
+
+
+def sample_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    options: Data,
+    context: int,
+    seed: int,
+    reporter: Reporter,
+) -> Tokens:
+    """Text sampled from the original model itself, for when there is no other (data-free distillation).
+
+    Every window starts at the token that begins a text and is drawn from the model's own distribution at temperature 1
+    (Liu et al., "LLM-QAT", arXiv 2305.17888). Cached by the model's weights, the seed and the amount.
+    """
+    windows = -(-options.sampled_tokens // context)
+    digest = hashlib.sha256(f"{_LAYOUT}\nsampled {windows} {context} {seed}\n".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    key = digest.hexdigest()
+    path = cache_directory() / f"{key}.bin"
+    dtype = _dtype(model.config.vocab_size)
+    if not path.exists():
+        reporter.stage("sampling text from the original model")
+        _write(path, _sample(model, tokenizer, windows, context, seed, reporter), dtype)
+    return Tokens(_memory_map(path, dtype, []), key, f"{windows * context} tokens sampled from the original model")
+
+
+def cache_directory() -> Path:
+    """Where token blocks are kept: ``$BITCONVERT_CACHE``, else ``$XDG_CACHE_HOME/bitconvert``, else ~/.cache/bitconvert."""
+    if "BITCONVERT_CACHE" in os.environ:
+        return Path(os.environ["BITCONVERT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitconvert"
+
+
+def _documents(sources: list[str], digest: Any) -> Iterator[str]:
+    """The documents behind the sources; what identifies their content goes into ``digest`` at once."""
+    local = [source for source in sources if Path(source).expanduser().exists()]
+    if len(local) == len(sources):
+        for file in text_files(sources):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return read_texts(sources)
+    if len(sources) == 1 and not sources[0].startswith((".", "/", "~")):
+        return _hub_documents(sources[0], digest)
+    missing = next(source for source in sources if source not in local)
+    raise BitconvertError(f"{missing}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset")
+
+
+def _hub_documents(name: str, digest: Any) -> Iterator[str]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, split="train")
+    except Exception as error:  # datasets raises whatever its many back ends raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BitconvertError(
+            f"{name}: neither a local text nor a dataset to be had from the Hugging Face hub ({reason[0]})",
+            "check the spelling and the network",
+        ) from error
+    if TEXT_FIELD not in dataset.column_names:
+        raise BitconvertError(f"{name}: no column '{TEXT_FIELD}'", f"its columns are {', '.join(dataset.column_names)}")
+    digest.update(dataset._fingerprint.encode())
+    return (row[TEXT_FIELD] for row in dataset)
+
+
+def _encode(documents: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    end = _end_of_text(tokenizer)
+    while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=True):
+            ids = encoding.ids
+            yield [*ids, end] if end is not None and (not ids or ids[-1] != end) else ids
+
+
+@torch.no_grad()
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    windows: int,
+    context: int,
+    seed: int,
+    reporter: Reporter,
+) -> Iterator[list[int]]:
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise BitconvertError(
+            "the tokenizer has no token that begins a text, so none can be sampled", "give a text with --data"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for done in range(0, windows, _SAMPLED_AT_ONCE):
+            prompts = torch.full((min(_SAMPLED_AT_ONCE, windows - done), 1), start, device=model.device)
+            yield from _sample_windows(model, prompts, context)
+            reporter.advance(min(done + _SAMPLED_AT_ONCE, windows), windows)
+
+
+def _sample_windows(model: PreTrainedModel, prompts: Tensor, context: int) -> list[list[int]]:
+    """Sample without ever stopping: an end-of-text token is followed by the next text, as in the training stream."""
+    windows: Tensor = model.generate(  # type: ignore[operator]
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=context - 1,
+        max_new_tokens=context - 1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return windows.tolist()
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    end: int | None = tokenizer.eos_token_id
+    return end
+
+
+def _dtype(vocabulary: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
+
+
+def _write(path: Path, token_lists: Iterator[list[int]], dtype: np.dtype[Any]) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        for ids in token_lists:
+            stream.write(np.asarray(ids, dtype).tobytes())
+
+
+def _memory_map(path: Path, dtype: np.dtype[Any], sources: list[str]) -> np.ndarray[Any, np.dtype[Any]]:
+    if path.stat().st_size == 0:
+        raise BitconvertError(f"{', '.join(sources)}: holds no text", "give a file with text in it")
+    return np.memmap(path, dtype, mode="r")
+
+
+def _too_short(tokens: Tokens, context: int) -> BitconvertError:
+    return BitconvertError(
+        f"{tokens.description}: {len(tokens)} tokens are too few for windows of {context}",
+        "give more text, or lower training.context",
+    )

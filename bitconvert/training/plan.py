@@ -1,0 +1,55 @@
+"""``--dry-run``: what a warmup would do and need, from the config alone."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.recipe import Recipe
+from bitconvert.report import WarmupPlan
+from bitconvert.training.trainer import uses_bf16
+
+_LATENT_BYTES = 4 + 4 + 8  # float32 latent and gradient, two float32 moments of AdamW
+_LOGIT_COPIES = 4  # student's logits, their gradient, both log-distributions of the KL term
+
+
+def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
+    """Foresee a warmup without loading a weight.
+
+    Raises:
+        BitconvertError: the model cannot be opened.
+    """
+    checkpoint = open_checkpoint(model)
+    skeleton = _skeleton(checkpoint.family.architecture, checkpoint.config)
+    names = checkpoint.family.ternary_modules(name for name, _ in skeleton.named_modules())
+    parameters = sum(p.numel() for p in skeleton.parameters())
+    options = recipe.training
+    return WarmupPlan(
+        model=model,
+        architecture=checkpoint.family.model_type,
+        parameters=parameters,
+        ternary_parameters=sum(skeleton.get_parameter(f"{name}.weight").numel() for name in names),
+        ternary_modules=len(names),
+        steps=options.steps,
+        tokens=options.steps * options.batch_size * options.context,
+        accumulation=options.batch_size // options.micro_batch_size,
+        memory_bytes=_memory(parameters, int(checkpoint.config["vocab_size"]), recipe),
+        recipe=recipe.model_dump(mode="json"),
+    )
+
+
+def _skeleton(architecture: str, config: dict[str, object]) -> nn.Module:
+    """The model without storage."""
+    model_class = getattr(transformers, architecture)
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    with torch.device("meta"):
+        skeleton: nn.Module = model_class(model_class.config_class.from_dict(plain))
+    return skeleton
+
+
+def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:
+    teacher = parameters * (2 if uses_bf16(recipe) else 4) if recipe.distill.kl else 0
+    logits = recipe.training.micro_batch_size * recipe.training.context * vocabulary * 4 * _LOGIT_COPIES
+    return parameters * _LATENT_BYTES + teacher + logits

@@ -1,0 +1,357 @@
+"""transformers.Trainer with what warmup adds: λ, a teacher, schedules as functions of progress, checkpoints by rename."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from bitconvert.errors import BitconvertError
+from bitconvert.recipe import Recipe
+from bitconvert.report import Reporter
+from bitconvert.ternary.bitlinear import Lambda
+from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
+from bitconvert.training.distill import distillation_loss
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+
+
+class WarmupTrainer(Trainer):
+    """Trains a student full of BitLinears toward its own full-precision original.
+
+    Args:
+        student: model whose BitLinears share ``lam``.
+        teacher: the frozen original; None where the loss has no KL term.
+        lam: the shared λ, moved at the start of each step.
+        recipe: everything else.
+        run_directory: checkpoints and metrics go here.
+        windows: training windows in their final order, as many as the run needs.
+        held_out: windows to measure on, always at λ = 1.
+        reporter: where the numbers go.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        lam: Lambda,
+        recipe: Recipe,
+        run_directory: Path,
+        windows: Dataset[dict[str, Tensor]],
+        held_out: Dataset[dict[str, Tensor]],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(
+            student,
+            training_arguments(recipe, run_directory),
+            train_dataset=windows,
+            eval_dataset=held_out,
+            callbacks=[_Progress(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch, so Trainer must not divide again
+        self.lam = lam
+        self.recipe = recipe
+        self.reporter = reporter
+        self.stop_requested = False
+        self._metrics_file = run_directory / METRICS
+        self._teacher = self._frozen(teacher) if teacher is not None else None
+        self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
+        self._last_log = (time.monotonic(), 0)
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def set_progress(self, step: int) -> None:
+        """Set λ, learning rate and weight decay for an optimizer step: each is a function of the progress alone."""
+        t = (step + 0.5) / self.recipe.training.steps
+        options = self.recipe.optimizer
+        self.lam.set(lambda_at(t, self.recipe.lam.curve, self.recipe.lam.reach_one_at))
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.lr * lr_at(t, options.lr_schedule, options.lr_warmup, options.lr_final)
+            if group["decays"]:
+                group["weight_decay"] = weight_decay_at(t, options.weight_decay_schedule, options.weight_decay)
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
+        tokens = inputs["input_ids"]
+        outputs = model(input_ids=tokens, use_cache=False)
+        predicted = tokens[:, 1:].numel()
+        options = self.recipe.distill if model.training else self.recipe.distill.model_copy(update={"kl": 0.0, "ce": 1.0})
+        loss, kl, ce = distillation_loss(
+            outputs.logits, self._teacher_logits(tokens, options.kl), tokens, options, num_items_in_batch or predicted
+        )
+        if model.training:
+            self._parts = {"kl": self._parts["kl"] + kl, "ce": self._parts["ce"] + ce}
+            if num_items_in_batch is not None:
+                loss = loss * self.accelerator.num_processes  # DDP averages over ranks what was summed over all tokens
+        return (loss, outputs) if return_outputs else loss
+
+    def _frozen(self, teacher: PreTrainedModel) -> PreTrainedModel:
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        frozen: PreTrainedModel = teacher.eval().requires_grad_(False).to(self.args.device, dtype)  # type: ignore[call-arg]
+        return frozen
+
+    @torch.no_grad()
+    def _teacher_logits(self, tokens: Tensor, weight: float) -> Tensor | None:
+        if self._teacher is None or weight == 0:
+            return None
+        logits: Tensor = self._teacher(input_ids=tokens, use_cache=False).logits
+        return logits
+
+    def stop_if_diverged(self) -> None:
+        """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step."""
+        if not math.isfinite(float(sum(self._parts.values()))):
+            raise BitconvertError(
+                f"the loss is not finite at step {self.state.global_step}",
+                "lower optimizer.lr or lengthen lam.reach_one_at; the last checkpoint is whole (--resume)",
+            )
+
+    # ---- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure the model that will be packed: λ = 1, whatever the training is at."""
+        with self.lam.at(1.0), self._clock_stopped():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def held_out_ppl(self, lam: float) -> float:
+        """Perplexity on the held-out windows at a given λ; 0 is the full-precision model."""
+        loop = super().evaluation_loop
+        with self.lam.at(lam):
+            result = loop(self.get_eval_dataloader(), "held out", prediction_loss_only=True)
+        return math.exp(result.metrics["eval_loss"])
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; matrices decay, vectors (norms, biases) do not."""
+        if self.optimizer is None:
+            parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
+            options = self.recipe.optimizer
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": [p for p in parameters if p.ndim >= 2], "decays": True},
+                    {"params": [p for p in parameters if p.ndim < 2], "decays": False},
+                ],
+                lr=options.lr,
+                betas=options.betas,
+                eps=options.eps,
+                weight_decay=0.0,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """A scheduler that leaves the rate alone: ``set_progress`` sets it, however often accelerate steps this one."""
+        self.lr_scheduler = _KeepRate(optimizer or self._optimizer)
+        return self.lr_scheduler
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's own checkpoint, written aside and renamed: one that has its name is whole."""
+        name = f"checkpoint-{self.state.global_step}"
+        final = Path(self.args.output_dir) / name
+        with self._clock_stopped(), self._output_moved_to(final.parent / "unfinished") as staging:
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            _sync_tree(staging / name)
+            (staging / name).replace(final)
+            staging.rmdir()
+            rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
+
+    @contextmanager
+    def _output_moved_to(self, directory: Path) -> Iterator[Path]:
+        if self.args.should_save:
+            shutil.rmtree(directory, ignore_errors=True)
+        before, self.args.output_dir = self.args.output_dir, str(directory)
+        try:
+            yield directory
+        finally:
+            self.args.output_dir = before
+
+    # ---- metrics --------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Pass Trainer's numbers on, with ours beside them."""
+        if "loss" in logs:
+            logs = self._training_metrics(logs)
+        elif "eval_loss" in logs:
+            logs = {"held_out_ppl": math.exp(logs["eval_loss"])}
+        else:
+            return  # Trainer's closing summary: the report says it better
+        super().log(logs, start_time)
+        self.record(logs)
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl and show it."""
+        line = {"step": self.state.global_step, "tokens": self.state.global_step * self.tokens_per_step, **metrics}
+        line.pop("epoch", None)
+        if self.args.should_save:
+            with self._metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self.reporter.metrics(line)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will do again."""
+        if self.args.should_save and self._metrics_file.exists():
+            lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            self._metrics_file.write_text("".join(kept), encoding="utf-8")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in an optimizer step, over all devices."""
+        return self.recipe.training.batch_size * self.recipe.training.context
+
+    def _training_metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        now, step = time.monotonic(), self.state.global_step
+        before, last_step = self._last_log
+        steps = max(1, step - last_step)
+        parts = {name: float(total) / steps for name, total in self._parts.items()}
+        self._parts = dict.fromkeys(self._parts, 0.0)
+        self._last_log = now, step
+        group = self._optimizer.param_groups[0]
+        return {
+            "loss": logs["loss"],
+            **parts,
+            "lam": self.lam.value.item(),
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "grad_norm": logs["grad_norm"],
+            "tokens_per_second": steps * self.tokens_per_step / (now - before),
+        }
+
+    def start_clock(self) -> None:
+        """Begin counting tokens per second from the current step."""
+        self._last_log = time.monotonic(), self.state.global_step
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Leave the time of a block out of the tokens per second."""
+        stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            since, step = self._last_log
+            self._last_log = since + time.monotonic() - stopped, step
+
+
+class _Progress(TrainerCallback):
+    """Moves λ and the schedules before each step, and stops after one when asked to."""
+
+    def __init__(self, trainer: WarmupTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.start_clock()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.set_progress(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.stop_if_diverged()
+        if self._trainer.stop_requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class _KeepRate(torch.optim.lr_scheduler.LRScheduler):
+    def get_lr(self) -> list[float | Tensor]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def last_checkpoint(run_directory: Path) -> Path | None:
+    """The newest whole checkpoint of a run, if it has one."""
+    directory = run_directory / CHECKPOINTS
+    found = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    return Path(found) if found else None
+
+
+def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments:
+    """What Trainer has to know of a recipe."""
+    options = recipe.training
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    per_device = options.micro_batch_size * devices
+    if options.batch_size % per_device:
+        raise BitconvertError(
+            f"training.batch_size {options.batch_size} does not divide into {devices} processes of "
+            f"{options.micro_batch_size} windows each",
+            "choose a multiple of processes * training.micro_batch_size",
+            exit_code=2,
+        )
+    return TrainingArguments(
+        output_dir=str(run_directory / CHECKPOINTS),
+        max_steps=options.steps,
+        per_device_train_batch_size=options.micro_batch_size,
+        per_device_eval_batch_size=options.micro_batch_size,
+        gradient_accumulation_steps=options.batch_size // per_device,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        bf16=uses_bf16(recipe),
+        activation_checkpointing=options.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=options.compile,
+        train_sampling_strategy="sequential",
+        logging_strategy="steps",
+        logging_steps=options.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=options.eval_every,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=options.save_every,
+        save_total_limit=options.keep_checkpoints,
+        report_to=list(options.trackers) or "none",
+        seed=options.seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+
+
+def uses_bf16(recipe: Recipe) -> bool:
+    """Whether the forward runs under bf16 autocast: on request, or where a GPU does it well (CPUs rarely do)."""
+    if recipe.training.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.training.precision == "bf16"
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

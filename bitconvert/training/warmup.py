@@ -1,0 +1,244 @@
+"""``bitconvert warmup``: a full-precision model in, a latent ternary checkpoint out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from bitconvert.atomic import atomic_directory
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.models.latent import save_latent
+from bitconvert.models.lineage import Lineage
+from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.report import Reporter, WarmupReport
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
+from bitconvert.ternary.schedule import lambda_at
+from bitconvert.training.card import training_card
+from bitconvert.training.data import ShuffledWindows, Tokens, Windows, first_windows, sample_tokens, split_held_out, tokenize
+from bitconvert.training.plot import plot_metrics
+from bitconvert.training.trainer import METRICS, WarmupTrainer, last_checkpoint
+
+RECIPE = "recipe.yaml"
+PLOT = "training.png"
+_RUN = "run.json"
+
+
+class Interrupted(BitconvertError):
+    """Stopped by a signal, with everything saved (exit code 128 + signal)."""
+
+
+def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, reporter: Reporter) -> WarmupReport:
+    """Train a model's linear layers down to {-1, 0, +1}.
+
+    While it runs, everything lies in ``OUTPUT.partial``; ``output`` appears by rename when the model is done.
+
+    Args:
+        model: hub id, Hugging Face directory or GGUF file of the original.
+        output: directory of the latent checkpoint; must not exist.
+        recipe: resolved options. With ``resume`` they must be those of the run that is continued.
+        resume: go on from the newest checkpoint in ``OUTPUT.partial``.
+        reporter: receives stages, metrics and warnings.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM, after saving.
+        BitconvertError: for input that cannot be used, or a loss that diverges.
+    """
+    started = time.monotonic()
+    run_directory = _begin_or_resume(output, model, recipe, resume)
+    set_seed(recipe.training.seed)
+
+    reporter.stage(f"loading {model}")
+    checkpoint = open_checkpoint(model)
+    tokenizer = checkpoint.tokenizer()
+    teacher = checkpoint.load_latent()
+    student, lam = _student(checkpoint, recipe)
+
+    tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
+    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+    order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
+
+    trainer = WarmupTrainer(
+        student, teacher if recipe.distill.kl else None, lam, recipe, run_directory, order, held_out, reporter
+    )
+    _train(trainer, tokens, run_directory, output, reporter)
+
+    reporter.stage(f"saving {output}")
+    lineage = _lineage(checkpoint, recipe, tokens, trainer)
+    report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+    _save(student, tokenizer, lineage, report, run_directory, output)
+    return report
+
+
+def _begin_or_resume(output: Path, model: str, recipe: Recipe, resume: bool) -> Path:
+    """The run's directory, new or of the same run as before."""
+    run_directory = partial_directory(output)
+    if output.exists():
+        raise UsageError(f"{output}: exists already", "choose another --output, or remove it")
+    if not resume:
+        if last_checkpoint(run_directory):
+            raise UsageError(
+                f"{run_directory}: an unfinished run is here", "continue it with --resume, or remove the directory"
+            )
+        _begin(run_directory, model, recipe)
+        return run_directory
+    begun_with, begun_recipe = unfinished_run(output)
+    if begun_with != model or begun_recipe != recipe:
+        raise UsageError(
+            f"{run_directory}: was begun with other options", f"resume it as it was begun: {run_directory / RECIPE}"
+        )
+    return run_directory
+
+
+def partial_directory(output: Path) -> Path:
+    """Where a run lives until it is finished."""
+    return output.with_name(output.name + ".partial")
+
+
+def unfinished_run(output: Path) -> tuple[str, Recipe]:
+    """The model and recipe that the unfinished run behind ``output`` was begun with.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    run_directory = partial_directory(output)
+    if not (run_directory / _RUN).exists():
+        raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
+    model: str = json.loads((run_directory / _RUN).read_text(encoding="utf-8"))["model"]
+    return model, load_recipe(str(run_directory / RECIPE))
+
+
+def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
+    shutil.rmtree(run_directory, ignore_errors=True)
+    with atomic_directory(run_directory) as directory:
+        (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
+
+
+def _student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
+    student = checkpoint.load_latent()
+    names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
+    _check_groups(student, names, recipe)
+    return student, insert_bitlinear(student, names, recipe.scaling)
+
+
+def _check_groups(student: PreTrainedModel, names: list[str], recipe: Recipe) -> None:
+    size = recipe.scaling.group_size
+    for name in names:
+        columns = int(student.get_submodule(name).in_features)  # type: ignore[arg-type]
+        if size and columns % size:
+            raise UsageError(
+                f"scaling.granularity: rows of {columns} ({name}) do not divide into groups of {size}",
+                "choose a divisor, or row, or tensor",
+            )
+
+
+def _training_tokens(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> Tokens:
+    if recipe.data.sources:
+        return tokenize(recipe.data.sources, tokenizer, reporter)
+    reporter.warn("no --data: training on text sampled from the original model (its own distribution, not yours)")
+    return sample_tokens(teacher, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
+
+
+def _split(
+    tokens: Tokens, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> tuple[Windows, Windows]:
+    context = recipe.training.context
+    if not recipe.data.held_out:
+        return split_held_out(tokens, recipe.data.held_out_tokens, context)
+    held_out = tokenize(recipe.data.held_out, tokenizer, reporter)
+    return first_windows(tokens, len(tokens), context), first_windows(held_out, recipe.data.held_out_tokens, context)
+
+
+def _train(trainer: WarmupTrainer, tokens: Tokens, run_directory: Path, output: Path, reporter: Reporter) -> None:
+    checkpoint = last_checkpoint(run_directory)
+    trainer.forget_metrics_after(_step_of(checkpoint))
+    if checkpoint is None:
+        reporter.stage("measuring the original model on held-out text")
+        trainer.record({"original_ppl": trainer.held_out_ppl(lam=0.0), "held_out_ppl": trainer.held_out_ppl(lam=1.0)})
+    reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {len(tokens):,} tokens of text")
+    with _stop_on_signal(trainer) as caught:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if caught and trainer.state.global_step < trainer.recipe.training.steps:
+        raise Interrupted(
+            f"interrupted at step {trainer.state.global_step}; everything is saved in {run_directory}",
+            f"continue with: bitconvert warmup --resume --output {output}",
+            exit_code=128 + caught[0],
+        )
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+
+
+@contextmanager
+def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end the training after the current step; a second one ends the process at once."""
+    caught: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        trainer.stop_requested = True
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, trainer: WarmupTrainer) -> Lineage:
+    earlier = checkpoint.lineage
+    return Lineage(
+        source=earlier.source if earlier else checkpoint.name,
+        lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
+        scaling=recipe.scaling,
+        tokens_seen=trainer.state.global_step * trainer.tokens_per_step + (earlier.tokens_seen if earlier else 0),
+        steps=trainer.state.global_step + (earlier.steps if earlier else 0),
+        data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",
+        seed=recipe.training.seed,
+    )
+
+
+def _report(
+    output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, seconds: float
+) -> WarmupReport:
+    lines = [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    return WarmupReport(
+        output=str(output),
+        steps=trainer.state.global_step,
+        tokens=trainer.state.global_step * trainer.tokens_per_step,
+        scaling=str(recipe.scaling),
+        original_ppl=lines[0]["original_ppl"],
+        rounded_ppl=lines[0]["held_out_ppl"],
+        held_out_ppl=trainer.held_out_ppl(lam=1.0),
+        seconds=seconds,
+    )
+
+
+def _save(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    lineage: Lineage,
+    report: WarmupReport,
+    run_directory: Path,
+    output: Path,
+) -> None:
+    with atomic_directory(output) as directory:
+        save_latent(student, tokenizer, lineage, training_card(lineage, report), directory)
+        for name in (RECIPE, METRICS):
+            shutil.copyfile(run_directory / name, directory / name)
+        plot_metrics(directory / METRICS, directory / PLOT)
+    shutil.rmtree(run_directory)

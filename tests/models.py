@@ -1,0 +1,137 @@
+"""Tokenizers and tiny random models of every kind, made on the spot: nothing is downloaded, nothing is trained for long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+
+NASTY = (
+    "",
+    " ",
+    "   ",
+    "Hello, world!",
+    " leading and trailing ",
+    "  two  spaces   three    four",
+    "tabs\tand\t\tmore\n\tindented",
+    "line\nline\n\nparagraph\r\nwindows\r\n\r\n  \n  mixed \n",
+    "trailing newlines\n\n\n",
+    "\n\n\n leading newlines",
+    "I'm you're we've they'll he'd it's don't I'M YOU'RE 'tis rock'n'roll ''s",
+    "1 12 123 1234 12345678901234567890 3.14159 1,000,000 v1.2.3 0x1F 2nd ½ Ⅻ ٣٤٥ １２３ x²",
+    "def f(x: int) -> list[str]:\n    return [f'{i:>3}' for i in range(x)]  # comment\n",
+    "for(int i=0;i<n;++i){a[i]+=b[i]<<2;}//!?...",
+    "<div class=\"a\">&nbsp;</div> https://example.org/a?b=c&d=%20#frag user@example.org",
+    "中文字符，没有空格。日本語のテキスト、カタカナ。한국어 문장입니다. 混合mixed文字123号",
+    "Ελληνικά Кириллица עברית العربية हिन्दी ไทย Ünïcödé straße ŒUVRE Ǆ ǅ ǆ ʰʷ",
+    "emoji 😀😃👨‍👩‍👧‍👦🏳️‍🌈👍🏽 ©®™ €£¥ ½ ∑∫√ → ←",
+    "combining e\u0301 a\u0308\u0304 n\u0303 \u0301start z\u0335\u0321",
+    "zero\u200bwidth\u200djoiner\u2060 nbsp\u00a0ideographic\u3000line\u2028para\u2029nel\u0085feff\ufeff",
+    "control \x01\x02\x1b[0m \x1c\x1d\x1e\x1f \x7f \x0b\x0c",
+    "quotes “curly” ‘single’ «guillemets» — em – en … ¿qué? ¡sí!",
+    "camelCase PascalCase snake_case SCREAMING_CASE kebab-case iPhone NASA's McDonald",
+    "$100 +1 <= >= != == && || ^~`|\\ _underscore_ **bold** __init__ #hash @at",
+    "a.b,c;d:e!f?g(h)i[j]k{l}m/n\\o|p-q_r=s+t*u&v^w%x$y#z@",
+    "ThisIsALongCamelCaseWordWITHCAPSAndLowerÉÀéà end",
+    "  \t \n \t  \n\n  x  \n",
+    "....!!!!????----====____~~~~",
+    "word\u00ad soft hyphen, \U0001d54f\U0001d4b6 math letters, \U00020000 rare han, \ue000 private",
+)
+
+_SENTENCES = (
+    "The quick brown fox jumps over the lazy dog, and the dog doesn't mind at all.",
+    "Once upon a time there was a little girl who lived near the forest with her grandmother.",
+    "She counted 1, 2, 3, 10, 25, 100 and 1234567 stars; it's 3.14 o'clock, they said.",
+    "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i, add(i, 1))\n",
+    "Il était une fois, à l'orée du bois, une vieille maison où vivait un garçon.",
+    "Привет, мир! Сегодня хорошая погода. 今日はいい天気ですね。你好，世界！안녕하세요.",
+)
+
+LLAMA3_ROPE = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+
+
+# ---- tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def byte_level_bpe(pre_tokenizer: Any = None, vocab_size: int = 700, **options: Any) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as anyone would train it: GPT-2's pre-tokenizer unless another is given."""
+    tokenizer = _trained_bytes(pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False), _SENTENCES, vocab_size)
+    return _fast(tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>", **options)
+
+
+def cutting_bpe(pre_tokenizer: Any, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer whose ids show every wrong cut: its merges were learned across all boundaries of the nasty strings."""
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = _trained_bytes(whole, NASTY, 1600)
+    document = json.loads(tokenizer.to_str())
+    document["model"]["ignore_merges"] = ignore_merges
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    return _fast(tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
+
+
+def _trained_bytes(pre_tokenizer: Any, texts: tuple[str, ...], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|begin|>", "<|end|>", "<|pad|>", "<|im_start|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return tokenizer
+
+
+def sentencepiece_bpe(form: str = "normalizer") -> PreTrainedTokenizerFast:
+    """A vocabulary like Llama 2's: bytes, characters and every pair that spells a token, best score first.
+
+    Args:
+        form: how the space is put in front: "normalizer" (Llama 2), "metaspace" or "none".
+    """
+    pieces = _sentencepiece_pieces()
+    vocabulary = {token: index for index, token in enumerate(pieces)}
+    merges = [
+        (token[:cut], token[cut:])
+        for token in pieces[259:]
+        for cut in range(1, len(token))
+        if token[:cut] in vocabulary and token[cut:] in vocabulary
+    ]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if form == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
+    else:
+        prepend = [normalizers.Prepend(SPACE)] if form == "normalizer" else []
+        tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
+    strip = [] if form == "none" else [decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
+    return _fast(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _sentencepiece_pieces() -> list[str]:
+    """Special tokens, bytes, then merged pieces from short to long, then characters, as SentencePiece orders them."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    trained.train_from_iterator(_SENTENCES, trainers.BpeTrainer(vocab_size=500, show_progress=False))
+    learned = trained.get_vocab()
+    words = sorted((token for token in learned if len(token) > 1), key=learned.__getitem__)
+    characters = sorted(token for token in learned if len(token) == 1)
+    spaces = [SPACE * 2, SPACE * 4]
+    merged = list(dict.fromkeys([*words, *spaces]))
+    return ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *characters]
+
+
+def _fast(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)

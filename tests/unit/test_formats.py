@@ -1,0 +1,251 @@
+"""Every output type: its bytes, that nothing is lost, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models import gguf_types
+from bitconvert.packing.formats import FALLBACKS, FORMATS, GgufFormat, formats_that_hold
+from bitconvert.packing.formats.base import block_scales, with_stored_scale
+from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.recipe import Scaling
+from bitconvert.ternary.quantize import TernaryTensor, scale_shape, ternarize
+
+settings.register_profile("busy machines", deadline=None)
+settings.load_profile("busy machines")
+
+TQ1_0, TQ2_0 = (FORMATS[name] for name in ("tq1_0", "tq2_0"))
+Q2_0, Q8_0, F16 = FALLBACKS
+GGUF_FORMATS = [TQ1_0, TQ2_0, *FALLBACKS]
+HF_BITNET = FORMATS["safetensors"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "formats.json").read_text())
+
+by_name = pytest.mark.parametrize("form", GGUF_FORMATS, ids=lambda form: form.name)
+
+
+def golden_tensor() -> TernaryTensor:
+    """Two rows of 512: every trit pattern of period 5 and 7, a zero block, and two different scales."""
+    index = torch.arange(1024)
+    codes = ((index * index // 5 + index // 7) % 3 - 1).to(torch.int8).view(2, 512)
+    codes[1, :256] = 0
+    return TernaryTensor(codes, torch.tensor([[0.02343, 1.5]]).half().float().view(2, 1))
+
+
+@st.composite
+def ternary_tensors(draw: st.DrawFn, block: int) -> TernaryTensor:
+    """Random codes with zero blocks, of any shape a block divides, under any granularity, at any float16 scale."""
+    rows, blocks = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    group = draw(st.sampled_from([divisor for divisor in (1, 2, 4) if blocks % divisor == 0]))
+    granularity = draw(st.sampled_from(["tensor", "row", f"group:{group * block}"]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    codes = torch.randint(-1, 2, (rows, blocks, block), generator=generator, dtype=torch.int8)
+    codes *= torch.rand((rows, blocks, 1), generator=generator) > draw(st.sampled_from([0.0, 0.5, 1.0]))
+    shape = scale_shape(rows, blocks * block, Scaling(granularity=granularity))
+    bits = torch.randint(1, 0x7C00, shape, generator=generator, dtype=torch.int16)  # 2**-24 … 65504, subnormals too
+    return TernaryTensor(codes.reshape(rows, -1), bits.view(torch.float16).float())
+
+
+# ---- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+@by_name
+@given(data=st.data())
+def test_decoding_gives_back_codes_and_scales(form: GgufFormat, data: st.DataObject) -> None:
+    tensor = data.draw(ternary_tensors(form.type.block))
+    decoded = form.decode(form.encode(tensor), tuple(tensor.codes.shape))
+    assert torch.equal(decoded.codes, tensor.codes)
+    np.testing.assert_array_equal(decoded.scale.numpy(), block_scales(tensor, form.type.block))
+    assert torch.equal(decoded.dequantize(), tensor.dequantize() + 0.0)  # + 0.0: a zero code of negative sign is zero
+
+
+@by_name
+@given(data=st.data())
+def test_the_gguf_package_reads_the_same_weights(form: GgufFormat, data: st.DataObject) -> None:
+    gguf_types.register_q2_0()
+    tensor = data.draw(ternary_tensors(form.type.block))
+    weights = gguf.dequantize(form.encode(tensor), form.type.ggml())
+    np.testing.assert_array_equal(weights, tensor.dequantize().numpy())
+
+
+@pytest.mark.parametrize("form", [TQ1_0, TQ2_0], ids=lambda form: form.name)
+@given(data=st.data())
+def test_bytes_equal_those_of_the_reference_quantizer(form: GgufFormat, data: st.DataObject) -> None:
+    tensor = data.draw(ternary_tensors(form.type.block))
+    reference = gguf.quantize(tensor.dequantize().numpy(), form.type.ggml())
+    np.testing.assert_array_equal(form.encode(tensor), reference)
+
+
+def test_a_trained_weight_survives_from_ternarize_to_bytes() -> None:
+    weight = torch.randn(96, 512, generator=torch.Generator().manual_seed(0)) * 0.02
+    tensor = with_stored_scale(ternarize(weight, Scaling()), "weight")
+    reference = gguf.quantize(tensor.dequantize().numpy(), GGMLQuantizationType.TQ2_0)
+    np.testing.assert_array_equal(TQ2_0.encode(tensor), reference)
+
+
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_hf_bitnet_gives_back_codes_and_scale(data: st.DataObject, dtype: torch.dtype) -> None:
+    codes = data.draw(ternary_tensors(8)).codes
+    codes = codes.repeat(4, 1)
+    scale = torch.tensor([data.draw(st.floats(1e-5, 100))])
+    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, scale), dtype)
+    assert weight.shape == (codes.shape[0] // 4, codes.shape[1])
+    assert weight_scale.shape == (1,)
+    assert weight_scale.dtype == dtype
+    decoded = HF_BITNET.decode(weight, weight_scale)
+    assert torch.equal(decoded.codes, codes)
+    if codes.any():
+        torch.testing.assert_close(decoded.scale, scale, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=0)
+
+
+def test_hf_bitnet_bytes_are_those_that_transformers_packs() -> None:
+    from transformers.integrations.bitnet import pack_weights
+
+    codes = torch.randint(-1, 2, (12, 5), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.25])), torch.float32)
+    assert torch.equal(weight, pack_weights(codes.float()))
+    assert weight_scale.tolist() == [4.0]
+
+
+def test_an_all_zero_matrix_has_a_finite_inverse_scale_in_hf_bitnet() -> None:
+    zeros = ternarize(torch.zeros(4, 8), Scaling())
+    _, weight_scale = HF_BITNET.encode(zeros, torch.float32)
+    assert weight_scale.tolist() == [1.0]
+
+
+# ---- layouts written out by hand -------------------------------------------------------------------------------------
+
+
+def test_tq1_0_by_hand() -> None:
+    """One block; the positions and the rounding are spelled out from the layout, element by element."""
+    codes = golden_tensor().codes[:1, :256]
+    trit = (codes[0] + 1).tolist()
+    digits = [[trit[m + 32 * n] for n in range(5)] for m in range(32)]
+    digits += [[trit[160 + m + 16 * n] for n in range(5)] for m in range(16)]
+    digits += [[trit[240 + m + 4 * n] for n in range(4)] + [0] for m in range(4)]
+    numbers = [sum(digit * 3 ** (4 - n) for n, digit in enumerate(row)) for row in digits]
+    expected = [-(-number * 256 // 243) for number in numbers] + [0x00, 0x3C]  # 1.0 as float16
+    assert TQ1_0.encode(TernaryTensor(codes, torch.ones(1))).tolist() == [expected]
+
+
+def test_tq2_0_by_hand() -> None:
+    codes = golden_tensor().codes[:1, :256]
+    trit = (codes[0] + 1).tolist()
+    byte = [sum(trit[128 * g + 32 * n + m] << 2 * n for n in range(4)) for g in range(2) for m in range(32)]
+    assert TQ2_0.encode(TernaryTensor(codes, torch.ones(1))).tolist() == [[*byte, 0x00, 0x3C]]
+
+
+def test_q2_0_by_hand() -> None:
+    """Scale first, then four neighbours a byte, low bits first: 18 bytes for 64 weights."""
+    codes = torch.tensor([[-1, 0, 1, 0] * 15 + [1, 1, -1, -1]], dtype=torch.int8)
+    expected = [0x00, 0xB8 - 0x80, *[0b01_10_01_00] * 15, 0b00_00_10_10]  # 0.5 is 0x3800
+    assert Q2_0.encode(TernaryTensor(codes, torch.tensor([0.5]))).tolist() == [expected]
+
+
+def test_q8_0_keeps_the_codes_themselves() -> None:
+    codes = torch.tensor([[-1, 0, 1, 1] * 8], dtype=torch.int8)
+    expected = [0x00, 0x38, *[255, 0, 1, 1] * 8]
+    assert Q8_0.encode(TernaryTensor(codes, torch.tensor([0.5]))).tolist() == [expected]
+
+
+@pytest.mark.parametrize("form", [TQ1_0, TQ2_0, Q2_0, Q8_0], ids=lambda form: form.name)
+def test_golden_bytes(form: GgufFormat) -> None:
+    """Frozen: a change of these bytes is a change of every file written so far."""
+    assert form.encode(golden_tensor()).tobytes().hex() == GOLDEN[form.name]
+
+
+def test_golden_bytes_of_hf_bitnet() -> None:
+    codes = golden_tensor().codes.view(8, 128)
+    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.3])), torch.bfloat16)
+    stored = weight.numpy().tobytes() + weight_scale.view(torch.uint8).numpy().tobytes()
+    assert stored.hex() == GOLDEN["safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "multiple"), [("tq1_0", 1.6875, 256), ("tq2_0", 2.0625, 256), ("q2_0", 2.25, 64)]
+)
+def test_facts_of_the_types(name: str, bits: float, multiple: int) -> None:
+    assert FORMATS[name].bits_per_weight == bits
+    assert FORMATS[name].row_multiple == multiple
+
+
+# ---- scales that no file can hold ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-9, 2e-8, 3e-6, 70000.0, float("inf"), float("nan")])
+def test_a_scale_that_float16_loses_is_refused_by_name(scale: float) -> None:
+    tensor = TernaryTensor(torch.ones(2, 4, dtype=torch.int8), torch.tensor([[0.5], [scale]]))
+    with pytest.raises(BitconvertError, match=r"blk\.0\.weight: its scale"):
+        with_stored_scale(tensor, "blk.0.weight")
+
+
+@pytest.mark.parametrize("scale", [2**-24, 1e-5, 0.0213, 65504.0])
+def test_other_scales_are_rounded_to_float16(scale: float) -> None:
+    tensor = TernaryTensor(torch.ones(1, 4, dtype=torch.int8), torch.tensor([scale]))
+    assert with_stored_scale(tensor, "weight").scale.item() == float(np.float16(scale))
+
+
+# ---- which scalings fit ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("granularity", "holders"),
+    [
+        ("tensor", ["tq1_0", "tq2_0", "q2_0", "safetensors"]),
+        ("row", ["tq1_0", "tq2_0", "q2_0"]),
+        ("group:256", ["tq1_0", "tq2_0", "q2_0"]),
+        ("group:512", ["tq1_0", "tq2_0", "q2_0"]),
+        ("group:128", ["q2_0"]),
+        ("group:64", ["q2_0"]),
+        ("group:32", []),
+    ],
+)
+def test_formats_that_hold_a_scaling(granularity: str, holders: list[str]) -> None:
+    assert formats_that_hold(Scaling(granularity=granularity)) == holders
+
+
+def test_refusals_give_the_reason() -> None:
+    assert "256 weights, and a group is 128" in str(TQ2_0.refusal(Scaling(granularity="group:128")))
+    assert "one scale per tensor" in str(HF_BITNET.refusal(Scaling(granularity="row")))
+    assert isinstance(HF_BITNET, HfBitnet)
+    assert HF_BITNET.shape_refusal((8, 3)) is None
+    assert "6 rows" in str(HF_BITNET.shape_refusal((6, 8)))
+
+
+# ---- Q2_0 in the gguf package ----------------------------------------------------------------------------------------
+
+
+def test_q2_0_is_registered_once_and_completely() -> None:
+    gguf_types.register_q2_0()
+    gguf_types.register_q2_0()
+    assert GGMLQuantizationType(42) is GGMLQuantizationType["Q2_0"]
+    assert GGMLQuantizationType(42).name == "Q2_0"
+    assert GGML_QUANT_SIZES[GGMLQuantizationType(42)] == (64, 18)
+    assert gguf.LlamaFileType(41).name == "MOSTLY_Q2_0"
+    assert [member.value for member in GGMLQuantizationType].count(42) == 1
+
+
+@given(data=st.data())
+def test_the_registered_q2_0_quantizer_agrees_with_ours(data: st.DataObject) -> None:
+    gguf_types.register_q2_0()
+    tensor = data.draw(ternary_tensors(64))
+    reference = gguf.quantize(tensor.dequantize().numpy(), GGMLQuantizationType(42))
+    np.testing.assert_array_equal(Q2_0.encode(tensor), reference)
+
+
+@pytest.mark.parametrize("known", [t for t in vars(gguf_types).values() if isinstance(t, gguf_types.GgufType)])
+def test_our_type_facts_are_those_of_the_gguf_package(known: gguf_types.GgufType) -> None:
+    gguf_types.register_q2_0()
+    assert known.ggml().name == known.name
+    assert GGML_QUANT_SIZES[known.ggml()] == (known.block, known.block_bytes)
+    file_type = gguf.LlamaFileType(known.file_type).name
+    assert file_type in (f"MOSTLY_{known.name}", f"ALL_{known.name}")
