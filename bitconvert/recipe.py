@@ -132,6 +132,9 @@ class Recipe(_Section):
     """All that decides how a model becomes ternary."""
 
     description: str = ""
+    control: bool = Field(
+        False, description="train in full precision on the same tokens instead (cross-entropy only), to compare with"
+    )
     scaling: Scaling = Scaling()
     lam: LambdaRamp = LambdaRamp()
     distill: Distillation = Distillation()

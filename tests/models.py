@@ -1,14 +1,23 @@
-"""Tokenizers and tiny random models of every kind, made on the spot: nothing is downloaded, nothing is trained for long."""
+"""Tokenizers and tiny random models of every kind, made on the spot; nothing is downloaded."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.gguf_types import F32, GgufType, register_q2_0
+from bitconvert.packing.gguf.container import GgufContainer
+from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
+
+torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -27,7 +36,7 @@ NASTY = (
     "1 12 123 1234 12345678901234567890 3.14159 1,000,000 v1.2.3 0x1F 2nd ½ Ⅻ ٣٤٥ １２３ x²",
     "def f(x: int) -> list[str]:\n    return [f'{i:>3}' for i in range(x)]  # comment\n",
     "for(int i=0;i<n;++i){a[i]+=b[i]<<2;}//!?...",
-    "<div class=\"a\">&nbsp;</div> https://example.org/a?b=c&d=%20#frag user@example.org",
+    '<div class="a">&nbsp;</div> https://example.org/a?b=c&d=%20#frag user@example.org',
     "中文字符，没有空格。日本語のテキスト、カタカナ。한국어 문장입니다. 混合mixed文字123号",
     "Ελληνικά Кириллица עברית العربية हिन्दी ไทย Ünïcödé straße ŒUVRE Ǆ ǅ ǆ ʰʷ",
     "emoji 😀😃👨‍👩‍👧‍👦🏳️‍🌈👍🏽 ©®™ €£¥ ½ ∑∫√ → ←",
@@ -61,16 +70,22 @@ LLAMA3_ROPE = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "
 
 def byte_level_bpe(pre_tokenizer: Any = None, vocab_size: int = 700, **options: Any) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer as anyone would train it: GPT-2's pre-tokenizer unless another is given."""
-    tokenizer = _trained_bytes(pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False), _SENTENCES, vocab_size)
+    tokenizer = _trained_bytes(
+        pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False), _SENTENCES, vocab_size
+    )
     return _fast(tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>", **options)
 
 
 def cutting_bpe(pre_tokenizer: Any, *, ignore_merges: bool = False) -> PreTrainedTokenizerFast:
-    """A tokenizer whose ids show every wrong cut: its merges were learned across all boundaries of the nasty strings."""
+    """A tokenizer whose ids show every wrong cut: its merges cross all boundaries of the nasty strings."""
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = _trained_bytes(whole, NASTY, 1600)
     document = json.loads(tokenizer.to_str())
     document["model"]["ignore_merges"] = ignore_merges
+    # A word that no merge spells shows whether ignore_merges is heeded; it takes the id of <think>, the last token.
+    thought = document["added_tokens"][-1]
+    document["model"]["vocab"]["ĠPascalCase"] = thought["id"]
+    thought["id"] += 1
     tokenizer = Tokenizer.from_str(json.dumps(document))
     tokenizer.pre_tokenizer = pre_tokenizer
     return _fast(tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
@@ -135,3 +150,127 @@ def _sentencepiece_pieces() -> list[str]:
 
 def _fast(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
+
+
+# ---- models -------------------------------------------------------------------------------------------------------
+
+
+def digits_and_bytes() -> Any:
+    """SmolLM's pre-tokenizer: every digit by itself, then GPT-2's expression."""
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def llama3_pre_tokenizer() -> Any:
+    """Llama 3's published pre-tokenizer."""
+    regex = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(regex), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, with a post-processor that puts BOS before every text."""
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]] = {
+    "llama2": (sentencepiece_bpe, {"num_key_value_heads": 4, "rms_norm_eps": 1e-6}),
+    "tinyllama": (lambda: sentencepiece_bpe("metaspace"), {"num_key_value_heads": 1}),
+    "llama3": (
+        lambda: with_bos(cutting_bpe(llama3_pre_tokenizer(), ignore_merges=True)),
+        {
+            "rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3_ROPE},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "smollm2": (
+        lambda: byte_level_bpe(digits_and_bytes()),
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "tie_word_embeddings": True},
+    ),
+    "falcon3": (byte_level_bpe, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
+    "biased": (byte_level_bpe, {"attention_bias": True, "mlp_bias": True}),
+    "linear": (byte_level_bpe, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "yarn": (
+        byte_level_bpe,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+}
+
+
+def write_model(directory: Path, variant: str, *, padding_rows: int = 4, layers: int = 2, **changes: Any) -> Path:
+    """Write a tiny random model of a variant as a Hugging Face directory.
+
+    Everything that could be lost on the way is random: norms and biases too, and q and k are large enough that every
+    error in the rotary embedding shows.
+    """
+    make_tokenizer, overrides = VARIANTS[variant]
+    tokenizer = make_tokenizer()
+    shape = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": len(tokenizer) + padding_rows,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**(shape | overrides | changes)))
+    _randomize(model)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def _randomize(model: LlamaForCausalLM) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            parameter.data = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            parameter.data = 0.3 * noise
+        else:
+            parameter.data = noise / parameter.shape[-1] ** 0.5
+
+
+def write_gguf(directory: Path, path: Path, gguf_type: GgufType = F32) -> Path:
+    """Write a model directory as a GGUF file: matrices in one type, vectors in F32."""
+    register_q2_0()
+    checkpoint = open_checkpoint(str(directory))
+    names = gguf_names(checkpoint.tensor_names(), checkpoint.config, checkpoint.family)
+    container = GgufContainer(path, checkpoint, gguf_type.file_type)
+    types = {name: gguf_type if len(checkpoint.shape(name)) == 2 else F32 for name in names}
+    for name, gguf_name in names.items():
+        shape = checkpoint.shape(name)
+        rows = shape[0] if len(shape) == 2 else 1
+        nbytes = rows * types[name].row_bytes(shape[-1])
+        container.add_tensor(gguf_name, shape, types[name].ggml(), nbytes)
+    container.begin()
+    for name in names:
+        values = to_gguf_rows(checkpoint.read(name), name, checkpoint.config, checkpoint.family)
+        container.write(gguf.quantize(values.float().numpy(), types[name].ggml()))
+    container.close()
+    return path

@@ -58,9 +58,9 @@ LEXICON["look"] = LEXICON["color"] + LEXICON["quality"]
 LEXICON["many"] = LEXICON["fruits"] + LEXICON["finds"]
 LEXICON["name"] = LEXICON["girl"] + LEXICON["boy"]
 PHRASES = {
-    "<item>": "[a <look> <toy>|a <color> <clothing>|a <quality> <color> <toy>|<number> <many>|<number> <color> <many>]",
-    "<somebody>": "[a <job>|a <trait> <job>|a <sad> <animal>|a <color> <animal>|<number> <job>s|<name> the <job>]",
-    "<meal>": "[<food>|<food> and <drink>|<food> with <fruits>|<number> <fruits> and <food>]",
+    "<item>": "[a <quality> <color> [<toy>|<clothing>]|<number> [<quality> |]<color> <many>]",
+    "<somebody>": "[a <trait> <job>|a <sad> <color> <animal>|<number> <trait> <job>s|<name> the <job>]",
+    "<meal>": "[<food> and <drink>|<food> with <number> <fruits>|<number> <fruits>, <food> and <drink>]",
 }
 
 ELDERS = {"mother": "she", "grandmother": "she", "aunt": "she", "father": "he", "grandfather": "he", "uncle": "he"}

@@ -29,10 +29,11 @@ from bitconvert.demo.stories import HELD_OUT_SEED, MODEL_SEED, stories, text
 CONTEXT = 256
 VOCABULARY = 1024
 END = "<|endoftext|>"
-BATCH = 16
+BATCH = 8
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.1
+HELD_OUT_CHARACTERS = 200_000
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -45,8 +46,9 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(itertools.islice(stories(MODEL_SEED), 5000), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, unk_token=END, model_max_length=CONTEXT
+    special = {"bos_token": END, "eos_token": END, "pad_token": END, "unk_token": END}
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, model_max_length=CONTEXT, **special
     )
 
 
@@ -63,6 +65,7 @@ def new_model() -> LlamaForCausalLM:
             head_dim=64,
             max_position_embeddings=CONTEXT,
             rms_norm_eps=1e-5,
+            initializer_range=0.05,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             tie_word_embeddings=True,
             bos_token_id=0,
@@ -117,32 +120,33 @@ def train(model: LlamaForCausalLM, batches: Iterator[Tensor], steps: int) -> Non
         recent += loss.item()
         if (step + 1) % 100 == 0:
             speed = (step + 1) * batch.numel() / (time.perf_counter() - start)
-            print(f"step {step + 1}/{steps}  loss {recent / 100:.4f}  {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+            print(f"step {step + 1}/{steps}  loss {recent / 100:.4f}  {speed:.0f} tokens/s", file=sys.stderr)
             recent = 0.0
 
 
 @torch.no_grad()
-def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, characters: int = 200_000) -> float:
+def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
     """Perplexity per token over full contexts of the held-out text; each context starts with nothing before it."""
-    tokens = torch.tensor(tokenizer(text(HELD_OUT_SEED, characters))["input_ids"])
+    tokens = torch.tensor(tokenizer(text(HELD_OUT_SEED, HELD_OUT_CHARACTERS))["input_ids"])
     windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-    model.eval()
-    losses = [model(input_ids=some, labels=some).loss.item() * len(some) for some in windows.split(16)]
+    model.train(False)
+    losses = [model(input_ids=some, labels=some).loss.item() * len(some) for some in torch.split(windows, 16)]
     return math.exp(sum(losses) / len(windows))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Write a Hugging Face directory with half-precision weights."""
-    model.half().save_pretrained(output)
+    model.half().save_pretrained(output)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(output)
-    GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(output)
+    generation = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)  # type: ignore[no-untyped-call]
+    generation.save_pretrained(output)
 
 
 def main() -> None:
     """Train, measure, save."""
     parser = argparse.ArgumentParser(prog="python -m bitconvert.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="where the model directory is written")
-    parser.add_argument("--tokens", type=int, default=8_000_000, help="how many tokens to train on")
+    parser.add_argument("--tokens", type=int, default=6_000_000, help="how many tokens to train on")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -156,6 +160,7 @@ def main() -> None:
 
     perplexity = held_out_perplexity(model, tokenizer)
     save(model, tokenizer, arguments.output)
+    saved = LlamaForCausalLM.from_pretrained(arguments.output, dtype=torch.float32)
     record = {
         "command": f"python -m bitconvert.demo.train --output DIR --tokens {arguments.tokens}",
         "parameters": model.num_parameters(),
@@ -163,7 +168,7 @@ def main() -> None:
         "batch": BATCH,
         "peak_learning_rate": PEAK_LEARNING_RATE,
         "held_out_perplexity_float32": round(perplexity, 5),
-        "held_out_perplexity": round(held_out_perplexity(model.float(), tokenizer), 5),
+        "held_out_perplexity": round(held_out_perplexity(saved, tokenizer), 5),
         "wall_seconds": round(seconds, 1),
         "versions": {
             "python": platform.python_version(),

@@ -16,7 +16,14 @@ import torch
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation import perplexity, runtimes
-from bitconvert.evaluation.subjects import Subject, TorchModel, llama_cpp_subject, require_gguf, tokenize_by
+from bitconvert.evaluation.subjects import (
+    Subject,
+    TorchModel,
+    has_llama_cpp,
+    llama_cpp_subject,
+    require_gguf,
+    tokenize_by,
+)
 from bitconvert.evaluation.tasks import TaskResults, run_tasks
 from bitconvert.evaluation.windows import Convention, TokenizedText, Window, first_tokens, windows
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
@@ -72,29 +79,31 @@ def evaluate(
     reporter = reporter or Silent()
     _check_arguments(data, against, runtime, tasks)
     checkpoint = open_checkpoint(model)
-    conditions = Conditions(convention, _context(checkpoint, context), stride, bos, max_tokens)
-    text = None if data is None else BETWEEN_DOCUMENTS.join(read_texts([str(data)]))
+    text = "" if data is None else BETWEEN_DOCUMENTS.join(read_texts([str(data)]))
+    conditions = Conditions(data, text, convention, _context(checkpoint, context), stride, bos, max_tokens)
     with _torch_threads(threads):
-        if text is None:
-            return _report(checkpoint, tasks=_run_tasks(_loaded(checkpoint, reporter), tasks, reporter))
+        if data is None:
+            return _report(checkpoint, conditions, tasks=_run_tasks(_loaded(checkpoint, reporter), tasks, reporter))
         if runtime == "llama.cpp":
-            return _through_llama_cpp(checkpoint, text, conditions, against, threads, reporter)
-        return _through_torch(checkpoint, text, conditions, against, tasks, reporter)
+            return _through_llama_cpp(checkpoint, conditions, against, threads, reporter)
+        return _through_torch(checkpoint, conditions, against, tasks, reporter)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a perplexity is measured; the fields are ``evaluate``'s arguments, the context known."""
+    """Under which a perplexity is measured; the fields are ``evaluate``'s arguments, the text read, the context known."""
 
+    data: Path | None
+    text: str
     convention: Convention
     context: int
     stride: int | None
     bos: bool | None
     max_tokens: int | None
 
-    def tokens(self, subject: Subject, text: str) -> TokenizedText:
+    def tokens(self, subject: Subject) -> TokenizedText:
         """The tokens that count."""
-        whole = subject.tokenize(text, self.bos)
+        whole = subject.tokenize(self.text, self.bos)
         return whole if self.max_tokens is None else first_tokens(whole, self.max_tokens)
 
     def windows(self, tokens: TokenizedText) -> list[Window]:
@@ -104,21 +113,19 @@ class Conditions:
 
 def _through_torch(
     checkpoint: Checkpoint,
-    text: str,
     conditions: Conditions,
     against: str | None,
     tasks: Sequence[str],
     reporter: Reporter,
 ) -> EvalReport:
     loaded = _loaded(checkpoint, reporter)
-    measured, comparison = _measure(loaded.as_subject(checkpoint.name), text, conditions, against, reporter)
+    measured, comparison = _measure(loaded.as_subject(checkpoint.name), conditions, against, reporter)
     results = _run_tasks(loaded, tasks, reporter) if tasks else {}
-    return _report(checkpoint, "torch", measured, comparison, results)
+    return _report(checkpoint, conditions, "torch", measured, comparison, results)
 
 
 def _through_llama_cpp(
     checkpoint: Checkpoint,
-    text: str,
     conditions: Conditions,
     against: str | None,
     threads: int | None,
@@ -126,20 +133,20 @@ def _through_llama_cpp(
 ) -> EvalReport:
     require_gguf(checkpoint)
     if _only_llama_perplexity(conditions, against):
-        measured = _by_llama_perplexity(checkpoint, text, conditions, threads, reporter)
-        return _report(checkpoint, "llama-perplexity", measured)
+        measured = _by_llama_perplexity(checkpoint, conditions, threads, reporter)
+        return _report(checkpoint, conditions, "llama-perplexity", measured)
     with llama_cpp_subject(checkpoint, conditions.context, threads) as subject:
-        measured, comparison = _measure(subject, text, conditions, against, reporter)
-        return _report(checkpoint, subject.runtime, measured, comparison)
+        measured, comparison = _measure(subject, conditions, against, reporter)
+        return _report(checkpoint, conditions, subject.runtime, measured, comparison)
 
 
 def _measure(
-    subject: Subject, text: str, conditions: Conditions, against: str | None, reporter: Reporter
+    subject: Subject, conditions: Conditions, against: str | None, reporter: Reporter
 ) -> tuple[Perplexity, Comparison | None]:
     """Perplexity of a model, and with an original the distance to it over the same windows."""
-    tokens = conditions.tokens(subject, text)
+    tokens = conditions.tokens(subject)
     cuts = conditions.windows(tokens)
-    original = None if against is None else _original(against, subject, tokens, text, conditions, reporter)
+    original = None if against is None else _original(against, subject, tokens, conditions, reporter)
     reporter.stage(f"perplexity of {subject.name}")
     scores = perplexity.score(cuts, subject.predict, original.predict if original else None, reporter)
     measured = perplexity.summarize(scores, tokens, conditions.convention, conditions.context, conditions.stride)
@@ -147,7 +154,7 @@ def _measure(
 
 
 def _original(
-    name: str, subject: Subject, tokens: TokenizedText, text: str, conditions: Conditions, reporter: Reporter
+    name: str, subject: Subject, tokens: TokenizedText, conditions: Conditions, reporter: Reporter
 ) -> Subject:
     """Load what a model is compared with.
 
@@ -155,7 +162,7 @@ def _original(
         BitconvertError: it reads the text as other tokens, or its vocabulary has another size.
     """
     original = _loaded(open_checkpoint(name), reporter).as_subject(name)
-    theirs = conditions.tokens(original, text)
+    theirs = conditions.tokens(original)
     if theirs.ids.tolist() != tokens.ids.tolist():
         raise _incomparable(subject, original, "their tokenizers cut the text differently")
     probe = tokens.ids[:1].unsqueeze(0)
@@ -186,24 +193,18 @@ def _only_llama_perplexity(conditions: Conditions, against: str | None) -> bool:
     """Whether the user's llama-perplexity is the only llama.cpp here, and can measure what is asked."""
     asked = (conditions.convention, conditions.bos, conditions.max_tokens, against)
     binary = shutil.which(os.environ.get("LLAMA_PERPLEXITY", "llama-perplexity"))
-    if asked != ("llama.cpp", None, None, None) or binary is None:
-        return False
-    try:
-        runtimes.find_library()
-    except BitconvertError:
-        return True
-    return False
+    return asked == ("llama.cpp", None, None, None) and binary is not None and not has_llama_cpp()
 
 
 def _by_llama_perplexity(
-    checkpoint: Checkpoint, text: str, conditions: Conditions, threads: int | None, reporter: Reporter
+    checkpoint: Checkpoint, conditions: Conditions, threads: int | None, reporter: Reporter
 ) -> Perplexity:
     """The number of the user's own binary. It tells no more than ppl ± error; the rest follows from our tokens."""
     reporter.stage(f"llama-perplexity of {checkpoint.name}")
-    tokens = tokenize_by(checkpoint.tokenizer(), text, bos=None)
+    tokens = tokenize_by(checkpoint.tokenizer(), conditions.text, bos=None)
     cuts = conditions.windows(tokens)
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
-        file.write(text.encode() + b"\n")  # llama-perplexity takes one newline off the end
+        file.write(conditions.text.encode() + b"\n")  # llama-perplexity takes one newline off the end
         file.flush()
         told = runtimes.llama_perplexity(checkpoint.path, file.name, conditions.context, threads)
     scored, size = sum(cut.scored for cut in cuts), sum(cut.bytes_scored for cut in cuts)
@@ -224,12 +225,14 @@ def _by_llama_perplexity(
 
 def _report(
     checkpoint: Checkpoint,
+    conditions: Conditions,
     runtime: str = "torch",
     measured: Perplexity | None = None,
     comparison: Comparison | None = None,
     tasks: TaskResults | None = None,
 ) -> EvalReport:
-    return EvalReport(checkpoint.name, checkpoint.kind, runtime, measured, comparison, tasks or {})
+    data = None if conditions.data is None else str(conditions.data)
+    return EvalReport(checkpoint.name, checkpoint.kind, runtime, data, measured, comparison, tasks or {})
 
 
 def _check_arguments(data: Path | None, against: str | None, runtime: RuntimeName, tasks: Sequence[str]) -> None:

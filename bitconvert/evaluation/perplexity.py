@@ -22,7 +22,7 @@ Predictor = Callable[[Tensor, int], Tensor]
 of the last ``keep`` positions, each from an empty cache."""
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB of float32 per model
-_TOKENS_AT_ONCE = 2**13
+_TOKENS_AT_ONCE = 2**11
 _LARGEST_EXPONENT = 700.0
 
 

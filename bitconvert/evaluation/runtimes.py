@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from bitconvert.errors import BitconvertError
 
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     Logits = npt.NDArray[np.float32]
 
 _INSTALL = "pip install 'bitconvert[llamacpp]', or set LLAMA_CPP_LIB to a libllama shared library of your own"
+_HINTS = [  # what llama.cpp says, what to do about it; the first that matches
+    ("ggml type|type 36 ", "I2_S runs in bitnet.cpp only; for a newer type: pip install -U 'bitconvert[llamacpp]'"),
+    ("C API|cannot load", _INSTALL),
+    ("the prompt is", "shorten the prompt or ask for a longer context"),
+    ("context|memory|alloc|status -9", "ask for a shorter context, or use a machine with more memory"),
+    ("", "look at it with `bitconvert inspect`; a damaged or half-written file must be packed again"),
+]
 _BATCH = 512  # tokens per llama_decode; llama-perplexity's own physical batch, so its rounding is ours
 
 
@@ -145,12 +152,16 @@ class LlamaCpp:
             self._child.stdin.flush()
             error, value = pickle.load(self._child.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
-            self._fail(f"llama.cpp died (exit status {self._child.wait(timeout=30)}): {self._last_words()}")
+            error = f"llama.cpp died (exit status {self._child.wait(timeout=30)}): {self._last_words()}"
+            self.close()
         except BaseException:  # interrupted half-way: the pipes no longer agree on where a message starts
             self.close()
             raise
         if error is not None:
-            self._fail(error)
+            if method == "open":
+                self.close()
+            hint = next(hint for pattern, hint in _HINTS if re.search(pattern, error))
+            raise BitconvertError(f"{self.path}: {error}", hint)
         return value
 
     def _last_words(self) -> str:
@@ -160,16 +171,6 @@ class LlamaCpp:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         return next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "no message")
-
-    def _fail(self, error: str) -> NoReturn:
-        self.close()
-        if "ggml type" in error or "type 36" in error:
-            hint = "I2_S runs in bitnet.cpp only; for a newer type: pip install -U 'bitconvert[llamacpp]'"
-        elif "C API" in error or "cannot load" in error:
-            hint = _INSTALL
-        else:
-            hint = "look at it with `bitconvert inspect`; a damaged or half-written file must be packed again"
-        raise BitconvertError(f"{self.path}: {error}", hint)
 
 
 def find_library() -> tuple[Path, str, str]:
@@ -326,7 +327,7 @@ class _Model:
             lib.ggml_backend_load_all()
         lib.llama_backend_init()
         model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
-        self._ctx = self._context(self._not_null(model), n_ctx)
+        self._ctx = self._context(self._not_null(model, "use the file"), n_ctx)
         lib.llama_set_n_threads(self._ctx, threads, threads)
         self._vocab = lib.llama_model_get_vocab(model)
         self._n_ctx, self._n_vocab = n_ctx, lib.llama_vocab_n_tokens(self._vocab)
@@ -381,7 +382,7 @@ class _Model:
         if list(params.words[:4]) != [512, 2048, 512, 1]:  # n_ctx, n_batch, n_ubatch, n_seq_max
             raise _NativeError(f"this llama.cpp's C API has another llama_context_params: {params.words[:4]}")
         params.words[:3] = [n_ctx, _BATCH, _BATCH]
-        context = self._not_null(self._lib.llama_init_from_model(model, params))
+        context = self._not_null(self._lib.llama_init_from_model(model, params), f"make a context of {n_ctx} tokens")
         if self._lib.llama_n_ctx(context) < n_ctx:
             raise _NativeError(f"llama.cpp gives no context of {n_ctx} tokens")
         return context
@@ -424,9 +425,9 @@ class _Model:
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             self._errors.append(text.decode(errors="replace").strip())
 
-    def _not_null(self, pointer: int | None) -> int:
+    def _not_null(self, pointer: int | None, what: str) -> int:
         if not pointer:
-            raise _NativeError(f"llama.cpp cannot use the file{self._told()}")
+            raise _NativeError(f"llama.cpp cannot {what}{self._told()}")
         return pointer
 
     def _told(self) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.perplexity import Predictor
-from bitconvert.evaluation.runtimes import Runtime, open_runtime
+from bitconvert.evaluation.runtimes import Runtime, find_library, open_runtime
 from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
 from bitconvert.models.checkpoint import Checkpoint
 
@@ -93,6 +93,15 @@ def require_gguf(checkpoint: Checkpoint) -> None:
         raise UsageError(
             f"{checkpoint.name}: llama.cpp reads GGUF files only", "pack it first: bitconvert pack … --format tq2_0"
         )
+
+
+def has_llama_cpp() -> bool:
+    """Whether a llama.cpp library is installed, or named by the user."""
+    try:
+        find_library()
+    except BitconvertError:
+        return False
+    return True
 
 
 def tokenize_by(tokenizer: PreTrainedTokenizerFast, text: str, bos: bool | None) -> TokenizedText:

@@ -14,12 +14,12 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.integrations.bitnet import unpack_weights
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_source, tokenizers
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.lineage import Lineage, read_lineage
+from bitconvert.models.packed import unpack_bitnet
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import bitlinears, freeze_ternary, insert_bitlinear
 from bitconvert.ternary.quantize import is_baked
@@ -29,6 +29,7 @@ Kind = Literal["plain", "latent", "packed", "gguf"]
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -161,14 +162,8 @@ class Checkpoint:
     def _load_packed(self) -> PreTrainedModel:
         state = {name: self.read(name) for name in self.tensor_names()}
         for name in [name for name in state if state[name].dtype == torch.uint8]:
-            stored = state.pop(f"{name}_scale").float()
-            scale = 1 / stored if self._scale_divides else stored
-            state[name] = unpack_weights(state[name], dtype=torch.float32) * scale
+            state[name] = unpack_bitnet(state[name], state.pop(f"{name}_scale"), self.config).dequantize()
         return _load_directory(self, state)
-
-    @property
-    def _scale_divides(self) -> bool:
-        return self.config["quantization_config"].get("linear_class", "bitlinear") == "bitlinear"
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -188,8 +183,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    gguf = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.gguf)", name)
-    if not gguf and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    gguf = re.fullmatch(rf"({_HUB_ID})/(.+\.gguf)", name)
+    if not gguf and not re.fullmatch(_HUB_ID, name):
         raise BitconvertError(f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model")
     try:
         if gguf:

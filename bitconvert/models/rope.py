@@ -44,7 +44,8 @@ def llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
     rotations = _rotations_per_position(float(rope["rope_theta"]), head_dim)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     kept = np.clip((rope["original_max_position_embeddings"] * rotations - low) / (high - low), 0, 1)
-    return (1 / ((1 - kept) / float(rope["factor"]) + kept)).astype(np.float32)
+    factors: NDArray[np.float32] = (1 / ((1 - kept) / float(rope["factor"]) + kept)).astype(np.float32)
+    return factors
 
 
 def recover_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
@@ -26,17 +26,11 @@ Step = tuple[str, str | bool]
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORD_AND_REST = r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n%s]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER_LOWER = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-)
-
+_PUNCTUATION_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+" + _WORD_AND_REST % ("{1,3}", "")
-_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+" + _WORD_AND_REST % ("", "")
-_TEKKEN = _UPPER_LOWER % ("", "") + _WORD_AND_REST % ("", "/")
-_GPT4O = _UPPER_LOWER % (_CONTRACTIONS + "?", _CONTRACTIONS + "?") + _WORD_AND_REST % ("{1,3}", "/")
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _PUNCTUATION_AND_SPACE
+_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _PUNCTUATION_AND_SPACE
+_SEED = _CONTRACTIONS + (r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+")
 _DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,16 +49,18 @@ class PreTokenizer:
         name: ``tokenizer.ggml.pre``.
         steps: what tokenizer.json says, in order.
         ignore_merges: whether llama.cpp takes a whole word that is in the vocabulary before it looks at merges.
+        adds_bos: whether llama.cpp puts BOS first when the file does not say.
         aliases: further names that llama.cpp treats alike (as far as token ids go).
     """
 
     name: str
     steps: tuple[Step, ...]
     ignore_merges: bool = False
+    adds_bos: bool = False
     aliases: tuple[str, ...] = ()
 
 
-PRE_TOKENIZERS = (
+PRE_TOKENIZERS = (  # llama.cpp's tekken, gpt-4o, falcon and deepseek-coder only approximate their originals: left out
     PreTokenizer("gpt-2", (_GPT2_BYTES,), aliases=("phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat")),
     PreTokenizer("gpt-2", (("Split", _GPT2), _BYTES)),
     PreTokenizer(
@@ -76,16 +72,16 @@ PRE_TOKENIZERS = (
         "llama-bpe",
         (("Split", _LLAMA3), _BYTES),
         ignore_merges=True,
+        adds_bos=True,
         aliases=("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
     ),
-    PreTokenizer("dbrx", (("Split", _LLAMA3), _BYTES), aliases=("smaug-bpe", "glm4", "chatglm-bpe")),
+    PreTokenizer("dbrx", (("Split", _LLAMA3), _BYTES), aliases=("smaug-bpe",)),
     PreTokenizer(
         "qwen2",
         (("Split", _QWEN2), _BYTES),
         aliases=("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2", "kormo"),
     ),
-    PreTokenizer("tekken", (("Split", _TEKKEN), _BYTES), ignore_merges=True),
-    PreTokenizer("gpt-4o", (("Split", _GPT4O), _BYTES), aliases=("llama4", "kanana2")),
+    PreTokenizer("seed-coder", (("Split", _SEED), _BYTES)),
     PreTokenizer(
         "deepseek-v3",
         (("Split", r"\p{N}{1,3}"), ("Split", _CHINESE_AND_KANA), ("Split", _DEEPSEEK3), _BYTES),
@@ -101,7 +97,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a Hugging Face directory: local files only, no code from the model.
 
     tokenizer.json is taken as it stands (transformers' model-specific classes would rebuild it with other spaces);
-    a lone tokenizer.model is converted by transformers.
+    a lone tokenizer.model is converted by transformers and then spaced as SentencePiece itself does.
 
     Raises:
         BitconvertError: there is no tokenizer, or it does not load.
@@ -124,6 +120,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
             f"{directory}: {type(tokenizer).__name__} has no fast tokenizer",
             "save the tokenizer as tokenizer.json (tokenizer.save_pretrained of a fast tokenizer)",
         )
+    if not has_json:
+        _space_like_sentencepiece(tokenizer.backend_tokenizer)
     return tokenizer
 
 
@@ -214,6 +212,14 @@ def adds_space_prefix(tokenizer_json: Json) -> bool:
     )
 
 
+def _space_like_sentencepiece(tokenizer: Tokenizer) -> None:
+    """Always prepend a space, as SentencePiece and llama.cpp do; Metaspace leaves it out before other spaces."""
+    kind = type(tokenizer.pre_tokenizer).__name__
+    if kind == "Metaspace" and tokenizer.pre_tokenizer.prepend_scheme != "never":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+        tokenizer.pre_tokenizer = None
+
+
 def _flat(part: Json | None, key: str) -> list[Json]:
     """The members of a (nested) Sequence; a single member counts as a sequence of one."""
     if part is None:
@@ -238,7 +244,8 @@ def _step(part: Json) -> Step:
 
 
 def _plain_spelling(regex: str) -> str:
-    """One spelling for expressions that cut alike: possessive quantifiers, grouped contractions."""
+    """One spelling for expressions that cut alike: raw line ends, grouped contractions, possessive quantifiers."""
+    regex = regex.replace("\r", r"\r").replace("\n", r"\n")
     regex = regex.replace("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS).replace(r"\p{N}{1}|", r"\p{N}|")
     return regex.replace("]?+", "]?").replace("]++", "]+")
 
@@ -266,7 +273,9 @@ def _refuse_normalizer(tokenizer_json: Json) -> None:
 
 def _merges_reach_every_token(tokenizer_json: Json) -> bool:
     """Whether merging spells every token of the vocabulary, so that ignore_merges makes no difference."""
-    plain = Tokenizer.from_str(json.dumps(tokenizer_json | {"model": tokenizer_json["model"] | {"ignore_merges": False}}))
+    plain = Tokenizer.from_str(
+        json.dumps(tokenizer_json | {"model": tokenizer_json["model"] | {"ignore_merges": False}})
+    )
     added = {token["content"] for token in tokenizer_json["added_tokens"]}
     words = [word for word in tokenizer_json["model"]["vocab"] if word not in added]
     return all(len(plain.model.tokenize(word)) == 1 for word in words)

@@ -8,7 +8,7 @@ logits of tiny-llama (and of an untrained model of SmolLM2-135M's 30 layers) is
     stored and run in bfloat16              0.013 (0.024)
     stored and run in float16               0.009 (0.064)   BitLinear's 127/absmax * 1/scale overflows on quiet tokens
 
-so float16 is unsafe, and bfloat16 would make the file smaller only by half of its embedding. Whoever wants to compute in
+so float16 is unsafe, and bfloat16 would save half of the embedding at twice the error. Whoever wants to compute in
 bfloat16 passes ``dtype=torch.bfloat16`` when loading.
 """
 
@@ -27,6 +27,7 @@ from bitconvert.atomic import atomic_directory
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.lineage import LINEAGE_FILE
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.gguf.hparams import complete_config
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
@@ -34,7 +35,6 @@ from bitconvert.report import PackedFile, PackedTensor, Reporter
 
 _WEIGHTS = "model.safetensors"
 _DTYPE = torch.float32
-_DEFAULT_THETA = 10000.0  # transformers' own
 _FORMAT = HfBitnet()
 
 _OFFLINE_BITLINEAR = {
@@ -78,7 +78,7 @@ def write_bitnet_directory(
         weights = directory / _WEIGHTS
         expected = _write_weights(checkpoint, tensors, weights, ReadBack(target), reporter)
         _read_back(weights, tensors, expected)
-        _write_config(checkpoint.config, directory)
+        _write_config(checkpoint, directory)
         _copy_companions(checkpoint.path, directory)
         nbytes = weights.stat().st_size
     packed = [_packed(tensor) for tensor in tensors]
@@ -136,14 +136,14 @@ def _scale_name(name: str) -> str:
     return f"{name}_scale"
 
 
-def _write_config(config: dict[str, Any], directory: Path) -> None:
+def _write_config(checkpoint: Checkpoint, directory: Path) -> None:
     """The model's config with the quantization declared, and its rope written for every reader.
 
     transformers 5 reads ``rope_parameters``; mlx-lm and transformers 4 read ``rope_theta`` and ``rope_scaling``.
     """
-    rope = _rope_parameters(config)
-    packed = {
-        **{key: value for key, value in config.items() if key not in ("torch_dtype", "rope_scaling")},
+    rope = complete_config(checkpoint.config, checkpoint.family).rope_parameters
+    packed: dict[str, Any] = {
+        **{key: value for key, value in checkpoint.config.items() if key not in ("torch_dtype", "rope_scaling")},
         "dtype": str(_DTYPE).removeprefix("torch."),
         "quantization_config": _OFFLINE_BITLINEAR,
         "rope_parameters": rope,
@@ -152,13 +152,6 @@ def _write_config(config: dict[str, Any], directory: Path) -> None:
     if rope["rope_type"] != "default":
         packed["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     (directory / "config.json").write_text(json.dumps(packed, indent=2) + "\n", encoding="utf-8")
-
-
-def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """``rope_parameters`` as transformers 5 writes them, from the new keys or the old ones."""
-    stated = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope_type = stated.pop("type", "default")  # the oldest spelling
-    return {"rope_type": rope_type, "rope_theta": config.get("rope_theta", _DEFAULT_THETA), **stated}
 
 
 def _copy_companions(source: Path, directory: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bitconvert.errors import BitconvertError
@@ -59,5 +60,5 @@ def _digest(values: tuple[NDArray[Any], ...]) -> bytes:
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for value in values:
         digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(value.tobytes())
+        digest.update(np.ascontiguousarray(value).data)
     return digest.digest()

@@ -1,4 +1,4 @@
-"""A safetensors file written one tensor at a time, in the memory of one tensor (``save_file`` wants all of them at once).
+"""A safetensors file written one tensor at a time, in the memory of one (``save_file`` wants all of them at once).
 
 The format (huggingface.co/docs/safetensors): 8 bytes of header length, little-endian; the header, JSON padded with
 spaces; the tensors' bytes without gaps, in the order of their offsets.
@@ -60,7 +60,9 @@ class SafetensorsFile:
         self._data_start = len(header)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if kind is None and self._unwritten:
             raise ValueError(f"{self._path}: tensor {min(self._unwritten)} was never written")
@@ -76,7 +78,7 @@ class SafetensorsFile:
 
 
 def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """Where each tensor begins after the header: wider dtypes first, as safetensors does it, so that each is aligned."""
+    """Where each tensor begins after the header: wider dtypes first, as in safetensors, so that each is aligned."""
     offsets, end = {}, 0
     for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
         offsets[name] = end

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import with_stored_scale
+from bitconvert.report import PackedFile, PackedTensor, Reporter
 from bitconvert.ternary.quantize import TernaryTensor, ternarize
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 _FINAL_NORM = "model.norm.weight"
 _RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints saved
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+ShapedT = TypeVar("ShapedT", bound=_Shaped)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
     return with_stored_scale(ternarize(checkpoint.read(name), checkpoint.scaling), name)
 
 
-def with_progress(tensors: Sequence[Source], reporter: Reporter) -> Iterator[Source]:
+def with_progress(tensors: Sequence[ShapedT], reporter: Reporter) -> Iterator[ShapedT]:
     """Go through tensors and report the weights done: matrices of one model differ a thousandfold in size."""
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     done = 0

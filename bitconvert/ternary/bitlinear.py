@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,42 @@ def freeze_ternary(model: nn.Module) -> None:
     """Fix every BitLinear of a model at its ternary weight."""
     for module in bitlinears(model):
         module.freeze()
+
+
+@contextmanager
+def held_ternary(model: nn.Module) -> Iterator[None]:
+    """Measure the ternary model (λ = 1): round each BitLinear once, not at each forward. The latents come back after."""
+    modules = bitlinears(model)
+    latents = [module.weight.data for module in modules]
+    try:
+        for module in modules:
+            module.weight.data = ternarize(module.weight.data, module.scaling).dequantize()
+        with _held(modules, lam=1.0):
+            yield
+    finally:
+        for module, latent in zip(modules, latents, strict=True):
+            module.weight.data = latent
+
+
+@contextmanager
+def held_latent(model: nn.Module) -> Iterator[None]:
+    """Measure the float model (λ = 0), without rounding anything on the way."""
+    with _held(bitlinears(model), lam=0.0):
+        yield
+
+
+@contextmanager
+def _held(modules: list[BitLinear], lam: float) -> Iterator[None]:
+    with ExitStack() as stack:
+        for shared in {id(module.lam): module.lam for module in modules}.values():
+            stack.enter_context(shared.at(lam))
+        for module in modules:
+            module.frozen = True
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.frozen = False
 
 
 def bitlinears(model: nn.Module) -> list[BitLinear]:

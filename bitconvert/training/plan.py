@@ -50,6 +50,6 @@ def _skeleton(architecture: str, config: dict[str, object]) -> nn.Module:
 
 
 def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:
-    teacher = parameters * (2 if uses_bf16(recipe) else 4) if recipe.distill.kl else 0
+    teacher = parameters * (2 if uses_bf16(recipe) else 4) if recipe.distill.kl and not recipe.control else 0
     logits = recipe.training.micro_batch_size * recipe.training.context * vocabulary * 4 * _LOGIT_COPIES
     return parameters * _LATENT_BYTES + teacher + logits

@@ -27,11 +27,13 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from bitconvert.errors import BitconvertError
-from bitconvert.recipe import Recipe
+from bitconvert.recipe import Distillation, Recipe
 from bitconvert.report import Reporter
-from bitconvert.ternary.bitlinear import Lambda
+from bitconvert.ternary.bitlinear import Lambda, held_latent, held_ternary
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
+
+_CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -42,7 +44,7 @@ class WarmupTrainer(Trainer):
 
     Args:
         student: model whose BitLinears share ``lam``.
-        teacher: the frozen original; None where the loss has no KL term.
+        teacher: the original, frozen here; dropped where the loss has no KL term.
         lam: the shared λ, moved at the start of each step.
         recipe: everything else.
         run_directory: checkpoints and metrics go here.
@@ -54,7 +56,7 @@ class WarmupTrainer(Trainer):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        teacher: PreTrainedModel,
         lam: Lambda,
         recipe: Recipe,
         run_directory: Path,
@@ -76,7 +78,8 @@ class WarmupTrainer(Trainer):
         self.reporter = reporter
         self.stop_requested = False
         self._metrics_file = run_directory / METRICS
-        self._teacher = self._frozen(teacher) if teacher is not None else None
+        self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
+        self._teacher = self._frozen(teacher) if self._distill.kl else None
         self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
         self._last_log = (time.monotonic(), 0)
 
@@ -103,7 +106,7 @@ class WarmupTrainer(Trainer):
         tokens = inputs["input_ids"]
         outputs = model(input_ids=tokens, use_cache=False)
         predicted = tokens[:, 1:].numel()
-        options = self.recipe.distill if model.training else self.recipe.distill.model_copy(update={"kl": 0.0, "ce": 1.0})
+        options = self._distill if model.training else _CROSS_ENTROPY
         loss, kl, ce = distillation_loss(
             outputs.logits, self._teacher_logits(tokens, options.kl), tokens, options, num_items_in_batch or predicted
         )
@@ -137,15 +140,18 @@ class WarmupTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Measure the model that will be packed: λ = 1, whatever the training is at."""
-        with self.lam.at(1.0), self._clock_stopped():
+        with held_ternary(self.model), self._clock_stopped():
             return super().evaluation_loop(*args, **kwargs)
 
-    def held_out_ppl(self, lam: float) -> float:
-        """Perplexity on the held-out windows at a given λ; 0 is the full-precision model."""
-        loop = super().evaluation_loop
-        with self.lam.at(lam):
-            result = loop(self.get_eval_dataloader(), "held out", prediction_loss_only=True)
-        return math.exp(result.metrics["eval_loss"])
+    def ternary_ppl(self) -> float:
+        """Perplexity of the model on the held-out windows at λ = 1."""
+        return math.exp(self.evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics["eval_loss"])
+
+    def latent_ppl(self) -> float:
+        """Perplexity of the model on the held-out windows at λ = 0: before training, that of the original."""
+        with held_latent(self.model):
+            loop = super().evaluation_loop(self.get_eval_dataloader(), "held out", True)
+        return math.exp(loop.metrics["eval_loss"])
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
@@ -222,7 +228,16 @@ class WarmupTrainer(Trainer):
         if self.args.should_save:
             with self._metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        self.reporter.metrics(line)
+        self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
+
+    def _outlook(self, tokens_per_second: float | None) -> dict[str, float]:
+        """What the display adds to the numbers: how far the run is and what comes next."""
+        options, step = self.recipe.training, self.state.global_step
+        following = min(options.steps, (step // options.save_every + 1) * options.save_every)
+        outlook: dict[str, float] = {"steps": options.steps, "next_checkpoint": following}
+        if tokens_per_second:
+            outlook["eta_seconds"] = (options.steps - step) * self.tokens_per_step / tokens_per_second
+        return outlook
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
@@ -334,6 +349,7 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
         report_to=list(options.trackers) or "none",
+        use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import signal
@@ -60,20 +61,18 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     checkpoint = open_checkpoint(model)
     tokenizer = checkpoint.tokenizer()
     teacher = checkpoint.load_latent()
-    student, lam = _student(checkpoint, recipe)
+    student, lam = _student(teacher, checkpoint, recipe)
 
     tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
 
-    trainer = WarmupTrainer(
-        student, teacher if recipe.distill.kl else None, lam, recipe, run_directory, order, held_out, reporter
-    )
+    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
     _train(trainer, tokens, run_directory, output, reporter)
 
     reporter.stage(f"saving {output}")
-    lineage = _lineage(checkpoint, recipe, tokens, trainer)
     report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
     _save(student, tokenizer, lineage, report, run_directory, output)
     return report
 
@@ -123,8 +122,10 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
 
 
-def _student(checkpoint: Checkpoint, recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
-    student = checkpoint.load_latent()
+def _student(teacher: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
+    student = copy.deepcopy(teacher)
+    if recipe.control:
+        return student, Lambda()
     names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
     _check_groups(student, names, recipe)
     return student, insert_bitlinear(student, names, recipe.scaling)
@@ -165,15 +166,15 @@ def _train(trainer: WarmupTrainer, tokens: Tokens, run_directory: Path, output: 
     trainer.forget_metrics_after(_step_of(checkpoint))
     if checkpoint is None:
         reporter.stage("measuring the original model on held-out text")
-        trainer.record({"original_ppl": trainer.held_out_ppl(lam=0.0), "held_out_ppl": trainer.held_out_ppl(lam=1.0)})
+        trainer.record({"original_ppl": trainer.latent_ppl(), "held_out_ppl": trainer.ternary_ppl()})
     reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {len(tokens):,} tokens of text")
     with _stop_on_signal(trainer) as caught:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if caught and trainer.state.global_step < trainer.recipe.training.steps:
+    if trainer.state.global_step < trainer.recipe.training.steps:
         raise Interrupted(
             f"interrupted at step {trainer.state.global_step}; everything is saved in {run_directory}",
             f"continue with: bitconvert warmup --resume --output {output}",
-            exit_code=128 + caught[0],
+            exit_code=128 + (caught or [signal.SIGINT])[0],
         )
 
 
@@ -220,10 +221,10 @@ def _report(
         output=str(output),
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * trainer.tokens_per_step,
-        scaling=str(recipe.scaling),
+        scaling="full precision (control)" if recipe.control else str(recipe.scaling),
         original_ppl=lines[0]["original_ppl"],
         rounded_ppl=lines[0]["held_out_ppl"],
-        held_out_ppl=trainer.held_out_ppl(lam=1.0),
+        held_out_ppl=trainer.ternary_ppl(),
         seconds=seconds,
     )
 
@@ -231,13 +232,18 @@ def _report(
 def _save(
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    lineage: Lineage,
+    lineage: Lineage | None,
     report: WarmupReport,
     run_directory: Path,
     output: Path,
 ) -> None:
+    """Make ``output`` appear; a control run has no lineage, since nothing in it is ternary."""
     with atomic_directory(output) as directory:
-        save_latent(student, tokenizer, lineage, training_card(lineage, report), directory)
+        if lineage is None:
+            student.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        else:
+            save_latent(student, tokenizer, lineage, training_card(lineage, report), directory)
         for name in (RECIPE, METRICS):
             shutil.copyfile(run_directory / name, directory / name)
         plot_metrics(directory / METRICS, directory / PLOT)

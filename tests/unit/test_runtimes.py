@@ -244,6 +244,7 @@ def test_generation_stops_where_the_context_ends(files):
         assert runtime.generate("in", max_tokens=1000) is not None
         with pytest.raises(BitconvertError, match="prompt is 9 tokens"):
             runtime.generate("135791357", max_tokens=1)
+        assert len(runtime.tokenize("3")) == 1  # a refusal leaves the runtime usable
 
 
 def test_opened_many_times_closed_twice(files, capfd):
@@ -274,13 +275,18 @@ def other_type(path: Path) -> None:
     path.write_bytes(data[:at] + (36).to_bytes(4, "little") + data[at + 4 :])
 
 
+def repeat_a_token(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace("«".encode(), "ª".encode(), 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(b"not a model"), "magic"),
-        (lambda path: path.write_bytes(b""), ""),
+        (lambda path: path.write_bytes(b""), "magic"),
         (truncate, "not within the file bounds"),
         (other_type, "of type 36"),
+        (repeat_a_token, r"died \(exit status -6\).*GGML_ASSERT\(id_to_token"),
     ],
 )
 def test_a_bad_file_is_named(model, tmp_path, capfd, damage, message):
@@ -304,7 +310,7 @@ def test_no_file(tmp_path):
         open_runtime(tmp_path)
 
 
-def test_the_death_of_llama_cpp_is_an_error_and_not_ours(files):
+def test_llama_cpp_that_dies_in_use_is_an_error(files):
     runtime = LlamaCpp(files["F32"], n_ctx=16)
     os.kill(runtime._child.pid, signal.SIGABRT)
     with pytest.raises(BitconvertError, match=r"F32\.gguf: llama\.cpp died \(exit status -6\)"):

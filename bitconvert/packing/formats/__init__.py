@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitconvert.errors import UsageError
 from bitconvert.packing.formats.base import Format, GgufFormat
 from bitconvert.packing.formats.f16 import F16
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
@@ -18,9 +19,20 @@ FALLBACKS: tuple[GgufFormat, ...] = (Q2_0(), Q8_0(), F16())
 """Where the ternary rows of a GGUF file go that its own type cannot hold, best first. All of them keep every code and
 scale. Q4_0, llama-quantize's choice, stores one sign of each block at 7/8 of its size and ruins a ternary model."""
 
-__all__ = ["FALLBACKS", "FORMATS", "Format", "GgufFormat", "formats_that_hold"]
+__all__ = ["FALLBACKS", "FORMATS", "Format", "GgufFormat", "find_format", "formats_that_hold"]
 
 
 def formats_that_hold(scaling: Scaling) -> list[str]:
     """Names of the formats that can store the scales of this scaling."""
     return [name for name, row in FORMATS.items() if row.refusal(scaling) is None]
+
+
+def find_format(name: str) -> Format:
+    """The format that ``--format NAME`` means.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in FORMATS:
+        raise UsageError(f"{name}: no such format", f"formats: {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -60,7 +60,13 @@ class GgufContainer:
             nbytes: length of its data.
         """
         # A float dtype beside raw_dtype tells GGUFWriter that the shape counts weights.
-        self._writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=raw_dtype)
+        self._writer.add_tensor_info(
+            name,
+            shape,
+            np.dtype(np.float32),
+            nbytes,
+            raw_dtype=raw_dtype,  # type: ignore[arg-type]
+        )
         self._announced.append((name, nbytes))
 
     def begin(self) -> None:
@@ -105,4 +111,3 @@ def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> 
         writer.add_base_model_count(1)
         writer.add_base_model_name(0, checkpoint.lineage.source)
         writer.add_string(LINEAGE_KEY, checkpoint.lineage.model_dump_json())
-

@@ -15,7 +15,7 @@ from bitconvert.models.rope import interleave_rows
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-_NOT_WEIGHTS = re.compile(r".*\.(?:rotary_emb\.inv_freq|attention\.(?:masked_)?bias)")
+_NOT_WEIGHTS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers that old checkpoints stored although every program computes them."""
 
 _ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
@@ -43,7 +43,7 @@ def gguf_names(names: Iterable[str], config: dict[str, Any], family: Family) -> 
             'if the model shares them, set "tie_word_embeddings": true in config.json',
         )
     translate = get_tensor_name_map(_arch(family), int(config["num_hidden_layers"]))
-    kept = [name for name in names if not (_NOT_WEIGHTS.fullmatch(name) or tied and name == "lm_head.weight")]
+    kept = [name for name in names if not (_NOT_WEIGHTS.fullmatch(name) or (tied and name == "lm_head.weight"))]
     return {name: _translated(translate.get_name(name, try_suffixes=(".weight", ".bias")), name) for name in kept}
 
 

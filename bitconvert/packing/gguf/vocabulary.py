@@ -141,7 +141,7 @@ def _special_ids(
     ids = {
         "bos": _first(tokenizer.bos_token_id, config.get("bos_token_id")),
         "eos": _first(tokenizer.eos_token_id, config.get("eos_token_id")),
-        "unk": _first(tokenizer.unk_token_id, tokens.index(unknown) if unknown in tokens else None),
+        "unk": _first(tokenizer.unk_token_id, tokens.index(unknown) if unknown is not None else None),
         "pad": _first(tokenizer.pad_token_id, config.get("pad_token_id")),
     }
     if ids["eos"] is None:
@@ -178,7 +178,8 @@ def _chat_templates(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
 
 def _merges(document: Json) -> list[tuple[str, str]]:
     """Pairs, best first; older files write each as one string."""
-    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in document["model"]["merges"]]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in document["model"]["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _merge_line(pair: tuple[str, str]) -> str:
@@ -224,5 +225,5 @@ def _require_all_pairs(pairs: set[tuple[str, str]], merged: dict[str, int], docu
             if pair[0] in vocabulary and pair[1] in vocabulary and pair not in pairs:
                 raise BitconvertError(
                     f"tokenizer: the pair {pair!r} spells a token, but is no merge",
-                    "llama.cpp merges by score and would join it; only vocabularies made by SentencePiece can be stored",
+                    "llama.cpp merges by score and would join it; only SentencePiece's own vocabularies can be stored",
                 )

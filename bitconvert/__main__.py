@@ -1,0 +1,5 @@
+"""``python -m bitconvert``: the command line."""
+
+from bitconvert.cli import main
+
+main()

@@ -1,0 +1,342 @@
+"""The command line: parse, call, render. Heavy imports live inside the commands, so that ``--help`` never waits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from bitconvert.errors import BitconvertError, UsageError
+
+if TYPE_CHECKING:
+    from bitconvert.recipe import Recipe
+    from bitconvert.report import Reporter
+
+app = typer.Typer(
+    help="Turn an existing LLaMA-style model into a 1.58-bit one: warmup, pack, eval.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+
+class Convention(StrEnum):
+    """Which tokens of a window are scored."""
+
+    hf = "hf"
+    llama_cpp = "llama.cpp"
+
+
+class Runtime(StrEnum):
+    """Who computes a perplexity."""
+
+    torch = "torch"
+    llama_cpp = "llama.cpp"
+
+
+class AnyRuntime(StrEnum):
+    """Who generates a text."""
+
+    auto = "auto"
+    torch = "torch"
+    llama_cpp = "llama.cpp"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Model = Annotated[str, typer.Argument(help="Hub id, Hugging Face directory, latent or packed checkpoint, or GGUF file.")]
+
+
+@app.command()
+def warmup(
+    model: Annotated[str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to make. Default: NAME-ternary here.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, load no weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model's linear layers down to {-1, 0, +1}, the original as teacher."""
+    from bitconvert import ui
+    from bitconvert.training.plan import plan_warmup
+    from bitconvert.training.warmup import unfinished_run
+    from bitconvert.training.warmup import warmup as run
+
+    if resume:
+        output = output or _default_output(model)
+        model, resolved = _resumed(unfinished_run(output), model, recipe, data, held_out, overrides)
+    else:
+        resolved = _resolve(recipe, data, held_out, overrides)
+    if model is None:
+        raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
+    output = output or _default_output(model)
+
+    with ui.progress() as reporter:
+        _warn_of_formats(resolved, reporter)
+        if not dry_run:
+            report = run(model, output, resolved, resume=resume, reporter=reporter)
+    if dry_run:
+        plan = plan_warmup(model, resolved)
+        _print_json(plan) if as_json else ui.show_plan(plan, resolved.to_yaml())
+    else:
+        _print_json(report) if as_json else ui.show_warmup(report)
+
+
+@app.command()
+def pack(
+    checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote.")],
+    formats: Annotated[list[str], typer.Option("--format", help="tq1_0, tq2_0, q2_0 or safetensors. Repeatable.")],
+    output: Annotated[Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")] = None,
+    embedding_type: Annotated[str, typer.Option(help="Type of embedding and head in GGUF: f16, q8_0.")] = "f16",
+    round_plain: Annotated[
+        bool, typer.Option("--round", help="Round a model that was never warmed up. It will not talk sense.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write ternary weights into files that runtimes load."""
+    from bitconvert import ui
+    from bitconvert.models.checkpoint import open_checkpoint
+    from bitconvert.packing.pack import pack as run
+
+    with ui.progress() as reporter:
+        opened = open_checkpoint(checkpoint)
+        report = run(
+            opened,
+            formats,
+            output or _beside(opened.path),
+            round_plain=round_plain,
+            embedding_type=embedding_type,
+            reporter=reporter,
+        )
+    _print_json(report) if as_json else ui.show_pack(report)
+
+
+@app.command(name="eval")
+def eval_(
+    model: Model,
+    ppl: Annotated[bool, typer.Option("--ppl", help="Measure perplexity on --data.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Text: .txt, .jsonl, .parquet, or a directory of them.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per window. Default: 512, or the model's limit.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows (hf convention). Default: context.")] = None,
+    convention: Annotated[
+        Convention, typer.Option(help="hf: all tokens of the windows. llama.cpp: each window's second half.")
+    ] = Convention.hf,
+    bos: Annotated[bool | None, typer.Option(help="Begin with BOS. Default: as the tokenizer does.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Measure on the first so many tokens only.")] = None,
+    against: Annotated[str | None, typer.Option(help="The original: adds KL, top-1 agreement, ppl ratio.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="Tasks for lm-eval. Repeatable.")] = None,
+    runtime: Annotated[Runtime, typer.Option(help="Who computes: torch, or llama.cpp itself (GGUF).")] = Runtime.torch,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model: perplexity, distance to its original, task suites."""
+    from bitconvert import ui
+    from bitconvert.evaluation.evaluate import evaluate
+
+    if not ppl and not tasks:
+        raise UsageError("nothing to measure", "give --ppl with --data FILE, or --tasks NAME")
+    if ppl and data is None:
+        raise UsageError("--ppl needs a text", "give one with --data FILE")
+    with ui.progress() as reporter:
+        report = evaluate(
+            model,
+            data=data,
+            context=context,
+            stride=stride,
+            convention=convention.value,
+            bos=bos,
+            max_tokens=max_tokens,
+            against=against,
+            tasks=tasks or (),
+            runtime=runtime.value,
+            threads=threads,
+            reporter=reporter,
+        )
+    _print_json(report) if as_json else ui.show_eval(report)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The text to go on from; with --chat, the user's message.")],
+    max_tokens: Annotated[int, typer.Option(help="The most to write.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the most probable token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    runtime: Annotated[
+        AnyRuntime, typer.Option(help="auto: llama.cpp for GGUF where it is installed, else torch.")
+    ] = AnyRuntime.auto,
+    as_json: Json = False,
+) -> None:
+    """Let a model write."""
+    from bitconvert import ui
+    from bitconvert.evaluation.generate import generate as run
+
+    with ui.progress() as reporter:
+        report = run(
+            model,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+            runtime=runtime.value,
+            reporter=reporter,
+        )
+    _print_json(report) if as_json else ui.show_text(report.text if chat else report.prompt + report.text)
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show every tensor: type, shape, bits per weight, zeros, scale."""
+    from bitconvert import ui
+    from bitconvert.evaluation.inspect import inspect as run
+
+    with ui.progress() as reporter:
+        report = run(model, reporter)
+    _print_json(report) if as_json else ui.show_inspect(report)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Directory to make.")] = Path("demo-output"),
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a key of recipes/demo.yaml.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Warm up, pack and measure a small embedded model, in minutes, without any download."""
+    from bitconvert import ui
+    from bitconvert.demo.demo import demo as run
+    from bitconvert.recipe import load_recipe
+
+    with ui.progress() as reporter:
+        report = run(output, load_recipe("demo", overrides or ()), reporter)
+    _print_json(report) if as_json else ui.show_demo(report)
+
+
+@app.command(name="recipes")
+def recipes_(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe whole, defaults included.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes, or show one."""
+    from bitconvert import ui
+    from bitconvert.recipe import load_recipe, shipped_recipes
+
+    if name is not None:
+        recipe = load_recipe(name)
+        _print_json(recipe.model_dump(mode="json")) if as_json else ui.show_text(recipe.to_yaml())
+        return
+    descriptions = {name: load_recipe(name).description for name in shipped_recipes()}
+    _print_json(descriptions) if as_json else ui.show_recipes(descriptions)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    try:
+        _quiet_libraries()
+        app(prog_name="bitconvert", standalone_mode=False)
+    except BitconvertError as error:
+        _fail(error)
+    except _CLICK_ERROR as error:
+        _fail(UsageError(_one_line(error.format_message()), "bitconvert --help, or bitconvert COMMAND --help"))
+    except typer.Abort:
+        _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=130))
+    except KeyboardInterrupt:
+        _fail(BitconvertError("interrupted", "nothing half-written is left behind", exit_code=130))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to complain of
+        sys.exit(1)
+    sys.exit(0)
+
+
+_CLICK_ERROR = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
+
+
+def _fail(error: BitconvertError) -> NoReturn:
+    from bitconvert import ui
+
+    ui.show_error(error)
+    sys.exit(error.exit_code)
+
+
+def _quiet_libraries() -> None:
+    """Our own progress and errors are the ones to read."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.simplefilter("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def _print_json(report: Any) -> None:
+    document = report if isinstance(report, dict) else asdict(report)
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _resolve(
+    recipe: str | None, data: list[str] | None, held_out: list[str] | None, overrides: list[str] | None
+) -> Recipe:
+    """The recipe with what the command line says on top."""
+    from bitconvert.recipe import load_recipe
+
+    texts = [f"data.sources={json.dumps(data)}"] if data else []
+    texts += [f"data.held_out={json.dumps(held_out)}"] if held_out else []
+    return load_recipe(recipe, [*texts, *(overrides or [])])
+
+
+def _resumed(
+    begun: tuple[str, Recipe],
+    model: str | None,
+    recipe: str | None,
+    data: list[str] | None,
+    held_out: list[str] | None,
+    overrides: list[str] | None,
+) -> tuple[str, Recipe]:
+    """The model and recipe to go on with: the run's own, unless the command line names (the same) ones again."""
+    begun_with, begun_recipe = begun
+    if recipe or data or held_out or overrides:
+        return model or begun_with, _resolve(recipe, data, held_out, overrides)
+    return model or begun_with, begun_recipe
+
+
+def _warn_of_formats(recipe: Recipe, reporter: Reporter) -> None:
+    """Say before a long run, not after it, which formats cannot hold its scaling."""
+    from bitconvert.packing.formats import find_format
+
+    for name in recipe.pack.formats:
+        if refusal := find_format(name).refusal(recipe.scaling):
+            reporter.warn(f"{name} cannot hold what this run makes: {refusal}")
+
+
+def _default_output(model: str | None) -> Path:
+    if model is None:
+        raise UsageError("--output is missing", "name the directory of the run")
+    return Path(f"{_beside_name(model)}-ternary")
+
+
+def _beside_name(model: str) -> str:
+    return Path(model).name.removesuffix(".gguf")
+
+
+def _beside(checkpoint: Path) -> Path:
+    return checkpoint.resolve().parent

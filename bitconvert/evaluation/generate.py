@@ -1,0 +1,148 @@
+"""``bitconvert generate``: let a model write, in torch or in a real llama.cpp."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.evaluation.runtimes import open_runtime
+from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, require_gguf
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.report import GenerateReport, Reporter, Silent
+
+Choice = Literal["auto", "torch", "llama.cpp"]
+
+_SHORTEST_CONTEXT = 64
+
+
+def generate(
+    name: str,
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+    runtime: Choice = "auto",
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+) -> GenerateReport:
+    """Continue a text, or answer a message.
+
+    Args:
+        name: hub id, Hugging Face directory (plain, latent or packed) or GGUF file.
+        prompt: the text, or with ``chat`` the user's message.
+        max_tokens: the most to write; fewer when the model ends, or its context is full.
+        temperature: 0 takes the most probable token at each step; 1 draws from the model's own distribution.
+        seed: of the draws; the same seed gives the same text in the same runtime.
+        chat: put the prompt into the model's chat template.
+        runtime: ``torch``, ``llama.cpp`` (GGUF only), or ``auto``: llama.cpp for GGUF where it is installed.
+        threads: CPU threads for llama.cpp; None for all.
+        reporter: told about the progress.
+
+    Raises:
+        BitconvertError: the model cannot be read, has no chat template, or the prompt does not fit its context.
+        UsageError: an argument makes no sense.
+    """
+    reporter = reporter or Silent()
+    _check_arguments(max_tokens, temperature)
+    checkpoint = open_checkpoint(name)
+    text = _in_template(checkpoint, prompt) if chat else prompt
+    wish = _Wish(text, chat, max_tokens, temperature, seed)
+    reporter.stage(f"generate with {name}")
+    if _choose(checkpoint, runtime) == "llama.cpp":
+        ran, written = _by_llama_cpp(checkpoint, wish, threads)
+    else:
+        ran, written = "torch", _by_torch(checkpoint, wish)
+    return GenerateReport(name, ran, text, written, temperature, seed)
+
+
+class _Wish(NamedTuple):
+    """What is to be written: ``generate``'s arguments, ``text`` being the prompt as the model gets it."""
+
+    text: str
+    chat: bool
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+def _choose(checkpoint: Checkpoint, runtime: Choice) -> Choice:
+    if runtime == "llama.cpp":
+        require_gguf(checkpoint)
+    if runtime != "auto":
+        return runtime
+    return "llama.cpp" if checkpoint.kind == "gguf" and has_llama_cpp() else "torch"
+
+
+def _by_llama_cpp(checkpoint: Checkpoint, wish: _Wish, threads: int | None) -> tuple[str, str]:
+    """llama.cpp's name, and what it wrote."""
+    tokenizer = checkpoint.tokenizer()
+    room = _room(checkpoint, len(tokenizer(wish.text)["input_ids"]), wish.max_tokens)
+    with open_runtime(checkpoint.path, max(_SHORTEST_CONTEXT, room), threads=threads) as runtime:
+        # Templates write BOS themselves, and llama.cpp would add another.
+        text = _without_bos(wish.text, tokenizer) if wish.chat and runtime.add_bos else wish.text
+        written = runtime.generate(text, wish.max_tokens, wish.temperature, wish.seed)
+        return f"{runtime.name} {runtime.version}", written
+
+
+def _by_torch(checkpoint: Checkpoint, wish: _Wish) -> str:
+    """What torch wrote."""
+    loaded = TorchModel.load(checkpoint)
+    encoded = loaded.tokenizer(wish.text, add_special_tokens=not wish.chat, return_tensors="pt")
+    ids = encoded["input_ids"].long().to(loaded.model.device)
+    room = _room(checkpoint, ids.shape[1], wish.max_tokens)
+    if ids.shape[1] == 0:
+        raise UsageError("the prompt is empty, and this model has no BOS to begin with", "give a --prompt")
+    ends = _ends(loaded)
+    sampling = {"do_sample": True, "temperature": wish.temperature, "top_k": 0} if wish.temperature else {}
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=room - ids.shape[1],
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,  # asked for, though one text needs no padding
+        **sampling,
+    )
+    write: Any = loaded.model.generate
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(wish.seed)
+        written = write(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return str(loaded.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _ends(loaded: TorchModel) -> list[int]:
+    """Ids that end a text: the model may name several, the tokenizer one."""
+    named = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
+    ends = named if isinstance(named, list) else [named]
+    return sorted({end for end in (*ends, loaded.tokenizer.eos_token_id) if end is not None})
+
+
+def _room(checkpoint: Checkpoint, prompt_tokens: int, max_tokens: int) -> int:
+    """Tokens of prompt and continuation together."""
+    limit = int(checkpoint.config["max_position_embeddings"])
+    if prompt_tokens >= limit:
+        raise BitconvertError(
+            f"the prompt of {prompt_tokens} tokens fills the model's context of {limit}", "give a shorter prompt"
+        )
+    return min(limit, prompt_tokens + max_tokens)
+
+
+def _in_template(checkpoint: Checkpoint, message: str) -> str:
+    tokenizer = checkpoint.tokenizer()
+    if tokenizer.chat_template is None:
+        raise BitconvertError(f"{checkpoint.name}: it has no chat template", "leave --chat out: it continues a text")
+    messages = [{"role": "user", "content": message}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _without_bos(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    return text.removeprefix(str(tokenizer.bos_token)) if tokenizer.bos_token else text
+
+
+def _check_arguments(max_tokens: int, temperature: float) -> None:
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens is {max_tokens}", "give at least 1")
+    if temperature < 0:
+        raise UsageError(f"--temperature is {temperature}", "give 0 for the most probable text, or more")

@@ -1,0 +1,217 @@
+"""``bitconvert inspect``: what is in a file, tensor by tensor: types, bits per weight, zeros, scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, GGUFValueType, dequantize
+from gguf.constants import GGML_QUANT_SIZES
+from torch import Tensor
+from transformers.integrations.bitnet import unpack_weights
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.models.gguf_source import LINEAGE_KEY, TERNARY_TYPES
+from bitconvert.models.gguf_types import register_q2_0
+from bitconvert.models.tokenizers import backend_json, pre_of, vocabulary_model
+from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
+from bitconvert.ternary.quantize import is_baked, ternarize
+
+_SHOWN_CONFIG = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+_HIDDEN_GGUF = ("tokenizer.chat_template", LINEAGE_KEY)  # long; told in other words
+
+Metadata = dict[str, str | int | float | bool]
+
+
+def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
+    """Look into a model without loading it as a whole: one tensor at a time.
+
+    Args:
+        name: hub id, Hugging Face directory (plain, latent or packed) or GGUF file.
+        reporter: told about the progress.
+
+    Raises:
+        BitconvertError: the model cannot be read.
+    """
+    reporter = reporter or Silent()
+    checkpoint = open_checkpoint(name)
+    reporter.stage(f"inspect {name}")
+    tensors = tuple(
+        _gguf_tensors(checkpoint, reporter) if checkpoint.kind == "gguf" else _tensors(checkpoint, reporter)
+    )
+    parameters = sum(tensor.parameters for tensor in tensors)
+    ternary = sum(tensor.parameters for tensor in tensors if tensor.ternary)
+    return InspectReport(
+        model=name,
+        kind=checkpoint.kind,
+        metadata=_metadata(checkpoint),
+        tensors=tensors,
+        parameters=parameters,
+        ternary_share=ternary / parameters,
+        file_bytes=_file_bytes(checkpoint),
+        bits_per_weight=8 * sum(tensor.bytes for tensor in tensors) / parameters,
+    )
+
+
+# ---- Hugging Face directories -------------------------------------------------------------------------------------
+
+
+def _tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
+    names = checkpoint.tensor_names()
+    packed = {name for name in names if checkpoint.kind == "packed" and checkpoint.dtype(name) == "U8"}
+    scales = {f"{name}_scale" for name in packed}  # told with the weight that they belong to
+    for done, name in enumerate(names):
+        reporter.advance(done, len(names))
+        if name in packed:
+            yield _packed(checkpoint, name)
+        elif name not in scales:
+            yield _stored(checkpoint, name)
+    reporter.advance(len(names), len(names))
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
+    """A float tensor, which in a latent checkpoint may mean a ternary one."""
+    values, dtype = checkpoint.read(name), checkpoint.dtype(name)
+    size = values.nbytes
+    if checkpoint.kind == "latent" and checkpoint.family.is_ternary_module(name.removesuffix(".weight")):
+        rounded = ternarize(values, checkpoint.scaling)
+        return _ternary(name, f"{dtype}, latent ternary", size, rounded.codes, rounded.scale)
+    return _plain(name, dtype, size, values)
+
+
+def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
+    """Two-bit codes, four rows a byte, and the scale beside them, which ``bitlinear`` stores inverted."""
+    stored, beside = checkpoint.read(name), checkpoint.read(f"{name}_scale")
+    inverted = checkpoint.config["quantization_config"].get("linear_class", "bitlinear") == "bitlinear"
+    scale = 1 / beside.float() if inverted else beside.float()
+    codes = unpack_weights(stored, dtype=torch.int8)
+    return _ternary(name, "U8, packed ternary", stored.nbytes + beside.nbytes, codes, scale)
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def _gguf_tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
+    register_q2_0()
+    tensors = GGUFReader(checkpoint.path).tensors
+    for done, tensor in enumerate(tensors):
+        reporter.advance(done, len(tensors))
+        yield _gguf_tensor(tensor)
+    reporter.advance(len(tensors), len(tensors))
+
+
+def _gguf_tensor(tensor: Any) -> TensorReport:
+    """A tensor by what its bytes mean. A block whose codes are all 0 has lost its scale, and tells none."""
+    kind, size = str(tensor.tensor_type.name), int(tensor.n_bytes)
+    values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+    if kind not in TERNARY_TYPES:
+        return _plain(tensor.name, kind, size, values)
+    block, _ = GGML_QUANT_SIZES[tensor.tensor_type]
+    largest = values.view(-1, block).abs().amax(dim=-1)
+    return _ternary(tensor.name, kind, size, values, largest[largest > 0])
+
+
+# ---- one tensor ---------------------------------------------------------------------------------------------------
+
+
+def _plain(name: str, kind: str, size: int, values: Tensor) -> TensorReport:
+    """A tensor of floats, unless they turn out to be codes times scales."""
+    if _holds_codes(values):
+        largest = values.float().abs().amax(dim=-1)
+        return _ternary(name, f"{kind}, ternary values", size, values, largest[largest > 0])
+    return _report(name, kind, size, values, None)
+
+
+def _ternary(name: str, kind: str, size: int, codes: Tensor, scale: Tensor) -> TensorReport:
+    """A tensor that means codes and scales; of ``codes`` only the zeros count, so codes * scale will do."""
+    scale = scale.double()
+    summary = ScaleSummary(scale.numel(), 0.0, 0.0, 0.0)
+    if scale.numel():
+        summary = ScaleSummary(scale.numel(), float(scale.mean()), float(scale.min()), float(scale.max()))
+    return _report(name, kind, size, codes, summary)
+
+
+def _report(name: str, kind: str, size: int, values: Tensor, scale: ScaleSummary | None) -> TensorReport:
+    count = values.numel()
+    return TensorReport(
+        name=name,
+        type=kind,
+        shape=tuple(values.shape),
+        ternary=scale is not None,
+        parameters=count,
+        bytes=size,
+        bits_per_weight=8 * size / count,
+        zero_fraction=1 - int(values.count_nonzero()) / count,
+        scale=scale,
+    )
+
+
+def _holds_codes(values: Tensor) -> bool:
+    """Whether a matrix of floats is baked. A few rows tell for nearly all that are not, and spare the memory."""
+    return values.dim() == 2 and is_baked(values[:8]) and bool(values.any()) and is_baked(values)
+
+
+# ---- the model ----------------------------------------------------------------------------------------------------
+
+
+def _metadata(checkpoint: Checkpoint) -> Metadata:
+    told = _gguf_metadata(checkpoint) if checkpoint.kind == "gguf" else _directory_metadata(checkpoint)
+    return told | _lineage_metadata(checkpoint)
+
+
+def _directory_metadata(checkpoint: Checkpoint) -> Metadata:
+    told: Metadata = {key: checkpoint.config[key] for key in _SHOWN_CONFIG if key in checkpoint.config}
+    quantization = checkpoint.config.get("quantization_config", {})
+    told |= {f"quantization.{key}": value for key, value in quantization.items() if isinstance(value, str)}
+    return told | {"tokenizer.pre": _pre(checkpoint)}
+
+
+def _pre(checkpoint: Checkpoint) -> str:
+    """The name llama.cpp has for the pre-tokenizer, or why it has none: to be known before packing."""
+    try:
+        document = backend_json(checkpoint.tokenizer())
+        return pre_of(document) if vocabulary_model(document) == "gpt2" else "default (SentencePiece)"
+    except BitconvertError as error:
+        return f"none: {error.message}"
+
+
+def _gguf_metadata(checkpoint: Checkpoint) -> Metadata:
+    fields = GGUFReader(checkpoint.path).fields
+    scalars = {name: field for name, field in fields.items() if GGUFValueType.ARRAY not in field.types}
+    return {name: _shortest(field.contents()) for name, field in scalars.items() if name not in _HIDDEN_GGUF}
+
+
+def _shortest(value: str | int | float | bool) -> str | int | float | bool:
+    """A float32 with its own digits instead of float64's: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
+    lineage = checkpoint.lineage
+    if lineage is None:
+        return {}
+    return {
+        "lineage.source": lineage.source,
+        "lineage.lam": lineage.lam,
+        "lineage.scaling": str(lineage.scaling),
+        "lineage.tokens_seen": lineage.tokens_seen,
+        "lineage.steps": lineage.steps,
+    }
+
+
+def _file_bytes(checkpoint: Checkpoint) -> int:
+    files = [checkpoint.path] if checkpoint.path.is_file() else checkpoint.path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)

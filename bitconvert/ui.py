@@ -1,0 +1,311 @@
+"""Everything that people see: progress on stderr, tables on stdout, one ``error:`` and one ``hint:`` line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bitconvert.errors import BitconvertError
+from bitconvert.report import (
+    EvalReport,
+    InspectReport,
+    PackReport,
+    Reporter,
+    WarmupPlan,
+    WarmupReport,
+)
+
+if TYPE_CHECKING:
+    from bitconvert.report import DemoReport
+
+_stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+_stderr = Console(stderr=True, highlight=False)
+
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+def show_error(error: BitconvertError) -> None:
+    """Print the error line and the hint line."""
+    _stderr.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
+    _stderr.print(Text.assemble(("hint: ", "bold cyan"), error.hint), soft_wrap=True)
+
+
+# ---- progress ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress() -> Iterator[Reporter]:
+    """A Reporter on stderr: a live display on a terminal, plain lines elsewhere."""
+    if not _stderr.is_terminal:
+        yield PlainReporter()
+        return
+    reporter = LiveReporter()
+    with Live(get_renderable=reporter.render, console=_stderr, refresh_per_second=4, transient=True):
+        yield reporter
+
+
+class PlainReporter:
+    """Progress as lines, few enough for a log file."""
+
+    def __init__(self) -> None:
+        self._next_line = 0.0
+
+    def stage(self, title: str) -> None:
+        """Print the part's name."""
+        self._line(title)
+        self._next_line = 0.0
+
+    def advance(self, done: int, total: int) -> None:
+        """Print the share done, now and then."""
+        if self._is_time():
+            self._line(f"  {done:,} of {total:,}")
+
+    def note(self, text: str) -> None:
+        """Print a note."""
+        self._line(f"note: {text}")
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._line(f"warning: {text}")
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Print measurements at once, training numbers now and then."""
+        if "held_out_ppl" in values or self._is_time():
+            self._line("  " + " · ".join(_metric_words(values)))
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_line:
+            return False
+        self._next_line = now + _SECONDS_BETWEEN_PLAIN_LINES
+        return True
+
+    def _line(self, text: str) -> None:
+        _stderr.print(Text(text), soft_wrap=True)
+
+
+class LiveReporter:
+    """Progress as a panel that is drawn in place."""
+
+    def __init__(self) -> None:
+        self._title = ""
+        self._done = self._total = 0
+        self._metrics: dict[str, float] = {}
+
+    def stage(self, title: str) -> None:
+        """Begin a part; the one before stays as a line."""
+        if self._title:
+            _stderr.print(Text(f"✓ {self._title}", style="dim"))
+        self._title, self._done, self._total, self._metrics = title, 0, 0, {}
+
+    def advance(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self._done, self._total = done, total
+
+    def note(self, text: str) -> None:
+        """Print a note above the panel."""
+        _stderr.print(Text.assemble(("note: ", "bold cyan"), text))
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the panel."""
+        _stderr.print(Text.assemble(("warning: ", "bold yellow"), text))
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Show the newest value of each number."""
+        self._metrics.update(values)
+        if "steps" in values:
+            self.advance(int(values["step"]), int(values["steps"]))
+
+    def render(self) -> Panel | Text:
+        """What the terminal shows now."""
+        if not self._metrics:
+            share = f"  {self._done:,} of {self._total:,}" if self._total else " …"
+            return Text(f"{self._title}{share}")
+        table = Table.grid(padding=(0, 3))
+        words = _metric_words(self._metrics)
+        for start in range(0, len(words), 4):
+            table.add_row(*words[start : start + 4])
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=max(1, self._total), completed=self._done, width=72))
+        bar.add_row(table)
+        return Panel.fit(bar, title=self._title, title_align="left")
+
+
+def _metric_words(values: Mapping[str, float]) -> list[str]:
+    """The numbers of a training run in words, in a fixed order, those that are there."""
+    told = {
+        "step": lambda v: f"step {int(v):,}" + (f"/{int(values['steps']):,}" if "steps" in values else ""),
+        "tokens_per_second": lambda v: f"{v:,.0f} tokens/s",
+        "eta_seconds": lambda v: f"ETA {_duration(v)}",
+        "lam": lambda v: f"λ {v:.3f}",
+        "loss": lambda v: f"loss {v:.4f}",
+        "kl": lambda v: f"KL {v:.4f}",
+        "original_ppl": lambda v: f"original ppl {_ppl(v)}",
+        "held_out_ppl": lambda v: f"held-out ppl at λ = 1: {_ppl(v)}",
+        "next_checkpoint": lambda v: f"next checkpoint at {int(v):,}",
+    }
+    return [word(values[key]) for key, word in told.items() if key in values]
+
+
+# ---- results ----------------------------------------------------------------------------------------------------------
+
+
+def show_text(text: str) -> None:
+    """Print text as it is."""
+    _stdout.print(Text(text), soft_wrap=True)
+
+
+def show_warmup(report: WarmupReport) -> None:
+    """The result of a warmup."""
+    table = _table("held-out text", "ppl", "ratio")
+    for name, ppl in (
+        ("original", report.original_ppl),
+        ("rounded only", report.rounded_ppl),
+        ("warmed up", report.held_out_ppl),
+    ):
+        table.add_row(name, _ppl(ppl), f"{ppl / report.original_ppl:,.2f}")
+    _stdout.print(table)
+    show_text(
+        f"{report.steps:,} steps, {report.tokens:,} tokens, {report.scaling}, in {_duration(report.seconds)}\n"
+        f"saved {report.output}\nnext: bitconvert pack {report.output} --format tq2_0"
+    )
+
+
+def show_plan(plan: WarmupPlan, recipe: str) -> None:
+    """What a warmup would do."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("model", f"{plan.model} ({plan.architecture}, {plan.parameters:,} parameters)")
+    table.add_row("becomes ternary", f"{plan.ternary_modules} linears, {plan.ternary_parameters:,} parameters")
+    table.add_row("training", f"{plan.steps:,} steps, {plan.tokens:,} tokens, {plan.accumulation} micro-batches a step")
+    table.add_row("memory, without activations", _bytes(plan.memory_bytes))
+    _stdout.print(table)
+    show_text(f"\n{recipe.rstrip()}")
+
+
+def show_pack(report: PackReport) -> None:
+    """What was packed, and every tensor that is not in the type asked for."""
+    table = _table("file", "size", "bits per weight", "of the ternary part", "seconds")
+    for file in report.files:
+        table.add_row(
+            file.path,
+            _bytes(file.nbytes),
+            f"{file.bits_per_weight:.3f}",
+            f"{file.ternary_bits_per_weight:.4f}",
+            f"{file.seconds:.1f}",
+        )
+    _stdout.print(table)
+    for file in report.files:
+        for note, names in _grouped_by_note(file.fallbacks):
+            show_text(f"{file.format}: {note}: {', '.join(names)}")
+
+
+def show_eval(report: EvalReport) -> None:
+    """Perplexity with all that it depends on."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("model", f"{report.model} ({report.kind}, computed by {report.runtime})")
+    if report.perplexity is not None:
+        p = report.perplexity
+        table.add_row("perplexity", f"{_ppl(p.ppl)} ± {_ppl(p.stderr)}")
+        table.add_row("bits per byte", f"{p.bits_per_byte:.4f}")
+        table.add_row(
+            "convention", f"{p.convention}, context {p.context}, stride {p.stride}, {'with' if p.bos else 'no'} BOS"
+        )
+        table.add_row("text", f"{p.tokens_scored:,} tokens scored, sha256 {p.text_sha256[:16]}…")
+    if report.comparison is not None:
+        c = report.comparison
+        table.add_row("against", f"{c.original}, perplexity {_ppl(c.original_ppl)}")
+        table.add_row("ppl ratio", f"{c.ppl_ratio:.4f} ± {c.ppl_ratio_stderr:.4f}")
+        table.add_row("KL(original || model)", f"{c.kl:.5f} ± {c.kl_stderr:.5f} nats per token")
+        table.add_row("top-1 agreement", f"{c.top1_agreement:.2%}")
+    for task, metrics in report.tasks.items():
+        table.add_row(task, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    _stdout.print(table)
+
+
+def show_inspect(report: InspectReport) -> None:
+    """Every tensor, then the totals."""
+    table = _table("tensor", "type", "shape", "bits/weight", "zeros", "scale", left=2)
+    for tensor in report.tensors:
+        scale = f"{tensor.scale.mean:.5g}" if tensor.scale else ""
+        if tensor.scale and tensor.scale.count > 1:
+            scale += f" ({tensor.scale.min:.3g} to {tensor.scale.max:.3g})"
+        table.add_row(
+            tensor.name,
+            tensor.type,
+            " x ".join(map(str, tensor.shape)),
+            f"{tensor.bits_per_weight:.4g}",
+            f"{tensor.zero_fraction:.1%}",
+            scale,
+        )
+    _stdout.print(table)
+    for key, value in report.metadata.items():
+        show_text(f"{key}: {value}")
+    show_text(
+        f"{report.kind}, {report.parameters:,} parameters, {report.ternary_share:.1%} of them ternary, "
+        f"{_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight"
+    )
+
+
+def show_recipes(recipes: Mapping[str, str]) -> None:
+    """The shipped recipes, one line each."""
+    table = _table("recipe", "for", left=2)
+    for name, description in recipes.items():
+        table.add_row(name, description)
+    _stdout.print(table)
+
+
+def show_demo(report: DemoReport) -> None:
+    """The demo's one table, and what the ternary model said."""
+    table = _table("model", "ppl (torch)", "ratio", "ppl (llama.cpp)", "size", "bits per weight")
+    for row in report.rows:
+        table.add_row(
+            row.name,
+            f"{row.ppl:.3f}",
+            f"{row.ppl / report.rows[0].ppl:.3f}",
+            f"{row.llama_cpp_ppl:.3f}" if row.llama_cpp_ppl else "",
+            _bytes(row.nbytes),
+            f"{row.bits_per_weight:.2f}",
+        )
+    _stdout.print(table)
+    show_text(f"{report.spoken_by} says: {report.prompt}{report.text}")
+    show_text(f"everything is in {report.output} ({_duration(report.seconds)})")
+
+
+def _grouped_by_note(tensors: list[object]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.note, []).append(tensor.name)  # type: ignore[attr-defined]
+    return list(groups.items())
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _ppl(value: float) -> str:
+    return f"{value:,.3f}" if value < 1e4 else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,236 @@
+"""The command line from the outside: exit codes, one error line and one hint, JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bitconvert import cli
+from bitconvert.training.warmup import partial_directory
+
+COMMANDS = ("warmup", "pack", "eval", "generate", "inspect", "recipes", "demo")
+
+TINY = ["training.tokens=256", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64"]
+SETS = [word for override in TINY for word in ("--set", override)]
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def error(self) -> str:
+        """The error line, after checking that it comes with one hint and no traceback."""
+        lines = [line for line in self.err.splitlines() if line.startswith(("error:", "hint:", "Traceback"))]
+        assert [line.split(":")[0] for line in lines] == ["error", "hint"], self.err
+        return lines[0]
+
+
+@pytest.fixture
+def bitconvert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["bitconvert", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ternary(smollm: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "ternary"
+    command = [sys.executable, "-m", "bitconvert", "warmup", "--model", smollm, "--data", story, "--output", output, *SETS]
+    subprocess.run(command, check=True, capture_output=True)
+    return output
+
+
+# ---- it works ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_three_commands(bitconvert, ternary: Path, smollm: Path, story: Path, tmp_path: Path) -> None:
+    packed = bitconvert("pack", ternary, "--format", "tq2_0", "--format", "safetensors", "--output", tmp_path, "--json")
+    assert packed.code == 0, packed.err
+    files = json.loads(packed.out)["files"]
+    assert [file["format"] for file in files] == ["tq2_0", "safetensors"]
+    for file in files:
+        evaluated = bitconvert(
+            "eval", file["path"], "--ppl", "--data", story, "--context", 64, "--against", smollm, "--json"
+        )
+        assert evaluated.code == 0, evaluated.err
+        report = json.loads(evaluated.out)
+        assert report["perplexity"]["context"] == 64
+        assert report["comparison"]["kl"] > 0
+        inspected = bitconvert("inspect", file["path"], "--json")
+        assert json.loads(inspected.out)["ternary_share"] > 0.5
+        written = bitconvert("generate", file["path"], "--prompt", "The quick", "--max-tokens", 5)
+        assert written.code == 0, written.err
+        assert written.out.startswith("The quick")
+
+
+@pytest.mark.parametrize("command", ["inspect", "eval", "pack"])
+def test_tables_for_people(command: str, bitconvert, ternary: Path, story: Path, tmp_path: Path) -> None:
+    arguments = {
+        "inspect": [ternary],
+        "eval": [ternary, "--ppl", "--data", story, "--context", 64],
+        "pack": [ternary, "--format", "q2_0", "--output", tmp_path],
+    }
+    expected = {"inspect": "latent ternary", "eval": "perplexity", "pack": "bits per weight"}
+    outcome = bitconvert(command, *arguments[command])
+    assert outcome.code == 0, outcome.err
+    assert expected[command] in outcome.out
+
+
+def test_warmup_prints_one_json_document(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
+    outcome = bitconvert("warmup", "--model", smollm, "--data", story, "--output", tmp_path / "o", *SETS, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["steps"] == 2
+    assert "held-out ppl at λ = 1" in outcome.err
+    assert "next checkpoint at" in outcome.err
+
+
+def test_a_dry_run_writes_nothing(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    outcome = bitconvert("warmup", "--model", smollm, "--output", tmp_path / "o", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "becomes ternary" in outcome.out
+    assert "reach_one_at: 0.25" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warmup_warns_of_formats_before_it_starts(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    outcome = bitconvert("warmup", "--model", smollm, "--dry-run", "--set", "scaling.granularity=row")
+    assert "warning: safetensors cannot hold what this run makes" in outcome.err
+
+
+def test_resume_needs_only_the_output(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    stopper = (
+        "from bitconvert import cli\n"
+        "from bitconvert.training.trainer import WarmupTrainer as Trainer\n"
+        "old = Trainer.set_progress\n"
+        "def stop_after_this_step(self, step):\n    old(self, step); self.stop_requested = True\n"
+        "Trainer.set_progress = stop_after_this_step\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", stopper, "warmup", "--model", smollm, "--data", story, "--output", output, *SETS]
+    subprocess.run(command, capture_output=True, check=False)
+    assert partial_directory(output).exists()
+    outcome = bitconvert("warmup", "--resume", "--output", output, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["steps"] == 2
+
+
+def test_recipes_are_listed_and_shown(bitconvert) -> None:
+    assert "demo" in bitconvert("recipes").out
+    assert json.loads(bitconvert("recipes", "demo", "--json").out)["training"]["context"] == 256
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)])
+def test_help(command: tuple[str, ...], bitconvert) -> None:
+    outcome = bitconvert(*command, "--help")
+    assert outcome.code == 0
+    assert "Usage: bitconvert" in outcome.out
+    assert all(word in outcome.out for word in (COMMANDS if not command else ["--json"]))
+
+
+def test_help_does_not_import_torch() -> None:
+    probe = (
+        "import sys; sys.argv = ['bitconvert', '--help']\n"
+        "from bitconvert import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    heavy = {'torch', 'transformers', 'numpy', 'rich.live'} & set(sys.modules); print(heavy, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert run.stderr.strip().splitlines()[-1] == "set()"
+
+
+@pytest.mark.slow
+def test_help_is_fast() -> None:
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "bitconvert", "--help"], capture_output=True, check=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.5
+
+
+# ---- it does not ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["pack", "x"], "Missing option '--format'"),
+        (["pack"], "Missing argument 'checkpoint'"),
+        (["warmup"], "--model is missing"),
+        (["warmup", "--model", "x", "--recipe", "none"], "none: no such recipe"),
+        (["warmup", "--model", "x", "--set", "a.b=1", "--set", "optimizer.lr=no"], "optimizer.lr: .*a: unknown key"),
+        (["warmup", "--resume"], "--output is missing"),
+        (["warmup", "--resume", "--output", "nothing-here"], "no unfinished run to resume"),
+        (["eval", "x"], "nothing to measure"),
+        (["eval", "x", "--ppl"], "--ppl needs a text"),
+        (["eval", "x", "--ppl", "--data", "d", "--convention", "mine"], "Invalid value for '--convention'"),
+        (["generate", "x"], "Missing option '--prompt'"),
+        (["recipes", "none"], "none: no such recipe"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments: list[str], message: str, bitconvert) -> None:
+    outcome = bitconvert(*arguments)
+    assert outcome.code == 2
+
+
+    assert re.search(message, outcome.error())
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("command", ["warmup", "pack", "eval", "generate", "inspect"])
+def test_a_model_that_is_not_there_exits_with_1(command: str, bitconvert, story: Path, tmp_path: Path) -> None:
+    rest = {
+        "warmup": ["--output", tmp_path / "out"],
+        "pack": ["--format", "tq2_0", "--output", tmp_path / "out"],
+        "eval": ["--ppl", "--data", story],
+        "generate": ["--prompt", "x"],
+        "inspect": [],
+    }[command]
+    model = ["--model", "/no/such"] if command == "warmup" else ["/no/such"]
+    outcome = bitconvert(command, *model, *rest)
+    assert outcome.code == 1
+    assert "/no/such: no such file or directory" in outcome.error()
+    assert [path for path in tmp_path.iterdir() if path.name != "out.partial"] == []
+
+
+def test_unknown_format_is_refused(bitconvert, ternary: Path, tmp_path: Path) -> None:
+    outcome = bitconvert("pack", ternary, "--format", "q4_0", "--output", tmp_path / "o")
+    assert (outcome.code, list(tmp_path.iterdir())) == (2, [])
+    assert "q4_0" in outcome.error()
+
+
+def test_a_plain_model_is_packed_only_on_request(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    refused = bitconvert("pack", smollm, "--format", "tq2_0", "--output", tmp_path / "o")
+    assert refused.code == 1
+    assert "never trained to be ternary" in refused.error()
+    assert list(tmp_path.iterdir()) == []
+    rounded = bitconvert("pack", smollm, "--format", "tq2_0", "--output", tmp_path / "o", "--round")
+    assert rounded.code == 0
+    assert "rounded without any training" in rounded.err
+
+
+def test_an_empty_text_is_refused(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    outcome = bitconvert("warmup", "--model", smollm, "--data", tmp_path / "empty.txt", "--output", tmp_path / "o", *SETS)
+    assert outcome.code == 1
+    assert "empty.txt: holds no text" in outcome.error()
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_that_cannot_be_written(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = bitconvert("warmup", "--model", smollm, "--data", story, "--output", tmp_path / "file" / "o", *SETS)
+    assert outcome.code == 1
+    assert "cannot be written" in outcome.error()

@@ -1,0 +1,151 @@
+"""The arithmetic against brute force, against transformers' own bitnet, and against its own promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.integrations.bitnet import ActQuant, WeightQuant
+
+from bitconvert.recipe import Scaling
+from bitconvert.ternary.quantize import (
+    SMALLEST_SCALE,
+    fake_int8,
+    fake_ternarize,
+    is_baked,
+    scale_shape,
+    ternarize,
+)
+
+SCALINGS = [Scaling(estimator=e, granularity=g) for e in ("absmean", "mse") for g in ("tensor", "row", "group:32")]
+ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
+
+by_scaling = pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+shapes = st.tuples(st.integers(1, 9), st.sampled_from([32, 64, 96]))
+
+
+def random_weight(rows: int, columns: int, seed: int = 0, size: float = 0.02) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
+
+
+@by_scaling
+@settings(max_examples=25, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 2**20), size=st.sampled_from([1e-3, 0.02, 3.0, 1e4]))
+def test_ternarize_is_idempotent(scaling: Scaling, shape: tuple[int, int], seed: int, size: float) -> None:
+    once = ternarize(random_weight(*shape, seed, size), scaling)
+    twice = ternarize(once.dequantize(), scaling)
+    assert torch.equal(once.codes, twice.codes)
+    used = (once.codes.view(shape[0], once.scale.shape[-1], -1) != 0).any(-1, keepdim=True)
+    if scaling.granularity != "tensor":
+        assert torch.equal(once.scale[used.squeeze(-1)], twice.scale[used.squeeze(-1)])
+    else:
+        assert torch.equal(once.scale, twice.scale)
+
+
+@by_scaling
+def test_training_sees_what_packing_stores(scaling: Scaling) -> None:
+    weight = random_weight(48, 96)
+    assert torch.equal(fake_ternarize(weight, ONE, scaling), ternarize(weight, scaling).dequantize())
+
+
+@by_scaling
+def test_lambda_zero_is_the_latent_weight(scaling: Scaling) -> None:
+    weight = random_weight(48, 96)
+    assert torch.equal(fake_ternarize(weight, ZERO, scaling), weight)
+
+
+@by_scaling
+def test_codes_are_the_nearest_ternary_values(scaling: Scaling) -> None:
+    weight = random_weight(48, 96)
+    codes, scale = ternarize(weight, scaling)
+    assert scale.shape == scale_shape(48, 96, scaling)
+    groups = weight.view(48, scale.shape[-1], -1)
+    candidates = torch.stack([(groups - c * scale.view(-1, scale.shape[-1], 1)).abs() for c in (-1, 0, 1)])
+    assert torch.equal(codes.view(groups.shape), (candidates.argmin(0) - 1).to(torch.int8))
+
+
+def test_absmean_is_transformers_own() -> None:
+    weight = random_weight(64, 128)
+    with torch.compiler.set_stance("force_eager"):
+        theirs = WeightQuant.apply(weight)
+    assert torch.equal(fake_ternarize(weight, ONE, Scaling()).sign(), theirs.sign())
+    torch.testing.assert_close(fake_ternarize(weight, ONE, Scaling()), theirs, rtol=1e-6, atol=0)
+
+
+def test_int8_is_transformers_own() -> None:
+    x = random_weight(5, 64, size=3.0)
+    with torch.compiler.set_stance("force_eager"):  # its functions ask for a C++ compiler
+        assert torch.equal(fake_int8(x, ONE), ActQuant.apply(x))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**20), heavy=st.booleans())
+def test_mse_scale_is_the_least_squares_optimum(seed: int, heavy: bool) -> None:
+    weight = random_weight(1, 512, seed)
+    if heavy:
+        weight = weight * weight.abs().div(0.02).sqrt()  # heavier tails than a Gaussian's
+    magnitude = weight.abs().flatten().sort(descending=True).values.double()
+    count = torch.arange(1, 513, dtype=torch.float64)
+    least = (magnitude**2).sum() - (magnitude.cumsum(0) ** 2 / count).max()  # best over every number of nonzero codes
+    error = ((weight - ternarize(weight, Scaling(estimator="mse")).dequantize()).double() ** 2).sum()
+    assert least * (1 - 1e-6) <= error <= least * 1.02
+
+
+def test_mse_beats_absmean_on_trained_looking_weights() -> None:
+    weight = random_weight(64, 256)
+    errors = {s: ((weight - ternarize(weight, s).dequantize()) ** 2).sum() / (weight**2).sum() for s in SCALINGS}
+    by_name = {str(scaling): error.item() for scaling, error in errors.items()}
+    assert by_name["mse per tensor"] == pytest.approx(0.190, abs=0.006)  # a Gaussian's optimum
+    assert by_name["absmean per tensor"] == pytest.approx(0.267, abs=0.006)
+    assert by_name["mse per group:32"] < by_name["mse per row"] < by_name["mse per tensor"]
+
+
+@by_scaling
+def test_gradient_goes_straight_through(scaling: Scaling) -> None:
+    weight = random_weight(8, 64).requires_grad_()
+    upstream = random_weight(8, 64, seed=1)
+    (fake_ternarize(weight, torch.tensor(0.37), scaling) * upstream).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, upstream)
+
+
+def test_lambda_blends_linearly() -> None:
+    weight = random_weight(8, 64)
+    ternary = ternarize(weight, Scaling()).dequantize()
+    blended = fake_ternarize(weight, torch.tensor(0.25), Scaling())
+    torch.testing.assert_close(blended, 0.75 * weight + 0.25 * ternary)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**20), size=st.sampled_from([1e-3, 1.0, 1e4]))
+def test_int8_error_is_at_most_half_a_step(seed: int, size: float) -> None:
+    x = random_weight(7, 33, seed, size)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    assert ((fake_int8(x, ONE) - x).abs() <= step * 0.5001).all()
+    assert torch.equal(fake_int8(x, ZERO), x)
+
+
+def test_a_zero_weight_stays_zero() -> None:
+    for scaling in SCALINGS:
+        codes, scale = ternarize(torch.zeros(4, 64), scaling)
+        assert not codes.any()
+        assert (scale == torch.tensor(SMALLEST_SCALE)).all()
+
+
+def test_low_precision_weights_are_rounded_in_float32() -> None:
+    weight = random_weight(64, 256).bfloat16()
+    assert torch.equal(ternarize(weight, Scaling()).codes, ternarize(weight.float(), Scaling()).codes)
+
+
+def test_a_group_that_does_not_divide_the_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="96 do not divide into groups of 64"):
+        ternarize(random_weight(4, 96), Scaling(granularity="group:64"))
+
+
+def test_baked_weights_are_recognized() -> None:
+    weight = random_weight(8, 64)
+    assert not is_baked(weight)
+    for scaling in (Scaling(), Scaling(granularity="row")):
+        assert is_baked(ternarize(weight, scaling).dequantize())
+    assert is_baked(ternarize(weight, Scaling()).dequantize().bfloat16())

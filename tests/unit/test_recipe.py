@@ -1,0 +1,94 @@
+"""Recipes: read, overridden, refused with every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bitconvert.errors import UsageError
+from bitconvert.recipe import Recipe, Scaling, load_recipe, recipe_directory, shipped_recipes
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert load_recipe() == Recipe()
+
+
+def test_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["scaling.granularity=group:64", "data.sources=[a.txt]", "optimizer.betas=[0.8, 0.9]"])
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "r.yaml")) == recipe
+
+
+def test_overrides_are_yaml() -> None:
+    recipe = load_recipe(None, ["optimizer.lr=5e-4", "training.compile=true", "lam.curve=cosine"])
+    assert (recipe.optimizer.lr, recipe.training.compile, recipe.lam.curve) == (5e-4, True, "cosine")
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("scaling: {estimator: median}\nlamb: {}\ndistill: {kl: 0, ce: 0}\ntraining: {batch_size: 3}\n")
+    with pytest.raises(UsageError) as caught:
+        load_recipe(str(file), ["optimizer.lrr=1"])
+    for problem in (
+        str(file),
+        "scaling.estimator: ",
+        "lamb: unknown key",
+        "distill: kl and ce cannot both be 0",
+        "optimizer.lrr: unknown key",
+        "training: micro_batch_size 2 does not divide batch_size 3",
+    ):
+        assert problem in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a\n- b\n", "a mapping of sections"), ("a: [1,\n", "not valid YAML"), ("a: !!python/object:x {}\n", "not valid")],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr", "=3", "a..b=3", ".a=1"])
+def test_an_override_that_is_none(override: str) -> None:
+    with pytest.raises(UsageError, match="section.key=value"):
+        load_recipe(None, [override])
+
+
+def test_an_override_through_a_value() -> None:
+    with pytest.raises(UsageError, match="description is not a section"):
+        load_recipe("demo", ["description.x=3"])
+
+
+@pytest.mark.parametrize("name", ["no-such", "../secrets", "no.yaml"])
+def test_a_recipe_that_is_not_there(name: str) -> None:
+    with pytest.raises(UsageError, match="no such recipe"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("granularity", ["group:0", "group:-1", "group:", "column", "group:1.5", "group:64\n"])
+def test_an_unknown_granularity(granularity: str) -> None:
+    with pytest.raises(ValueError, match="tensor, row or group:N"):
+        Scaling(granularity=granularity)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_say_what_they_are_for(name: str) -> None:
+    assert load_recipe(name).description
+    header = (recipe_directory() / f"{name}.yaml").read_text().split("\n\n")[0]
+    for word in ("# hardware", "# command", "# result"):
+        assert word in (recipe_directory() / f"{name}.yaml").read_text(), (word, header)
+
+
+def test_a_step_budget_pays_for_at_least_one_step() -> None:
+    assert load_recipe(None, ["training.tokens=1"]).training.steps == 1
+    assert load_recipe(None, ["training.tokens=40960", "training.context=512"]).training.steps == 10
+
+
+def test_the_shipped_recipes_are_plain_yaml() -> None:
+    for file in recipe_directory().glob("*.yaml"):
+        assert isinstance(yaml.safe_load(file.read_text()), dict)

@@ -1,0 +1,345 @@
+"""Warmup from the outside: what comes out, what survives a kill, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.lineage import read_lineage
+from bitconvert.packing.pack import pack
+from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.report import Silent, WarmupReport
+from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
+from bitconvert.training.data import ShuffledWindows, Windows, tokenize
+from bitconvert.training.plan import plan_warmup
+from bitconvert.training.trainer import WarmupTrainer
+from bitconvert.training.warmup import Interrupted, partial_directory, warmup
+
+SMALL = (
+    "training.tokens=768",
+    "training.context=32",
+    "training.batch_size=4",
+    "training.eval_every=3",
+    "training.save_every=2",
+    "data.held_out_tokens=64",
+)
+
+
+def small(story: Path, *overrides: str) -> Recipe:
+    return load_recipe(None, [*SMALL, f"data.sources=[{story}]", *overrides])
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+        self.warnings: list[str] = []
+
+    def metrics(self, values) -> None:
+        self.lines.append(dict(values))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="module")
+def done(smollm: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WarmupReport]:
+    output = tmp_path_factory.mktemp("warmup") / "ternary"
+    return output, warmup(str(smollm), output, small(story), reporter=Silent())
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+# ---- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_the_directory_is_complete(done: tuple[Path, WarmupReport], smollm: Path) -> None:
+    output, report = done
+    assert {path.name for path in output.iterdir()} == {
+        "README.md",
+        "bitconvert.json",
+        "config.json",
+        "generation_config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "recipe.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training.png",
+    }
+    assert not partial_directory(output).exists()
+    lineage = read_lineage(output)
+    assert lineage is not None
+    assert (lineage.source, lineage.lam, lineage.tokens_seen, lineage.steps) == (str(smollm), 1.0, 768, 6)
+    assert (report.steps, report.tokens) == (6, 768)
+    assert str(report.held_out_ppl)[:5] in (output / "README.md").read_text()
+    assert (output / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_learns(done: tuple[Path, WarmupReport]) -> None:
+    output, report = done
+    assert report.held_out_ppl < report.rounded_ppl
+    steps = [line for line in map(json.loads, (output / "metrics.jsonl").open()) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["lam"] for line in steps] == pytest.approx([1 / 3, 1, 1, 1, 1, 1])  # (step - 0.5) / 6 over 0.25
+    assert all(line["tokens_per_second"] > 0 and line["grad_norm"] > 0 for line in steps)
+
+
+def test_the_latents_are_float32_and_keep_their_names(done: tuple[Path, WarmupReport], smollm: Path) -> None:
+    before, after = load_file(smollm / "model.safetensors"), load_file(done[0] / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+
+
+def test_stock_transformers_loads_it_as_ternary(done: tuple[Path, WarmupReport]) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(done[0], dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained(done[0])("The quick brown fox", return_tensors="pt").input_ids
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        ours = open_checkpoint(str(done[0])).load()(tokens).logits
+        theirs = stock(tokens).logits
+        latent = AutoModelForCausalLM.from_config(stock.config).eval()
+    assert type(stock.model.layers[0].mlp.up_proj).__name__ == "AutoBitLinear"
+    assert not bitlinears(latent)
+    assert ((ours - theirs).norm() / ours.norm()).item() < 2e-3
+
+
+def test_another_scaling_does_not_claim_to_be_bitnet(smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    warmup(str(smollm), output, small(story, "scaling={estimator: mse, granularity: row}"), reporter=Silent())
+    assert "quantization_config" not in json.loads((output / "config.json").read_text())
+    assert "The config therefore does not say bitnet" in (output / "README.md").read_text()
+    assert str(open_checkpoint(str(output)).scaling) == "mse per row"
+
+
+def test_a_model_stopped_half_way_is_not_ternary(smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    warmup(str(smollm), output, small(story, "lam.reach_one_at=1.0"), reporter=Silent())
+    lineage = read_lineage(output)
+    assert lineage is not None
+    assert lineage.lam == 1.0
+    lineage.model_copy(update={"lam": 0.5}).save(output)
+    with pytest.raises(BitconvertError, match="not ternary yet"):
+        pack(open_checkpoint(str(output)), ["tq2_0"], tmp_path, reporter=Silent())
+
+
+def test_training_goes_on_from_a_latent_checkpoint(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    warmup(str(done[0]), tmp_path / "more", small(story), reporter=Silent())
+    lineage = read_lineage(tmp_path / "more")
+    assert lineage is not None
+    assert (lineage.source, lineage.tokens_seen, lineage.steps) == (str(smollm), 1536, 12)
+
+
+def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
+    told = Told()
+    warmup(str(smollm), tmp_path / "out", load_recipe(None, [*SMALL, "data.sampled_tokens=1024"]), reporter=told)
+    assert "sampled from the original model" in told.warnings[0]
+    lineage = read_lineage(tmp_path / "out")
+    assert lineage is not None
+    assert lineage.data.startswith("1024 tokens sampled")
+
+
+def test_a_control_run_stays_in_full_precision(smollm: Path, story: Path, tmp_path: Path) -> None:
+    report = warmup(str(smollm), tmp_path / "out", small(story, "control=true"), reporter=Silent())
+    checkpoint = open_checkpoint(str(tmp_path / "out"))
+    assert (checkpoint.kind, checkpoint.lineage) == ("plain", None)
+    assert report.held_out_ppl < report.original_ppl
+
+
+def test_activation_checkpointing_changes_nothing(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    warmup(str(smollm), tmp_path / "o", small(story, "training.activation_checkpointing=true"), reporter=Silent())
+    for before, after in zip(
+        load_file(done[0] / "model.safetensors").values(), load_file(tmp_path / "o/model.safetensors").values(), strict=True
+    ):
+        torch.testing.assert_close(after, before)
+
+
+# ---- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def first_step(smollm: Path, story: Path, directory: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """The parameters after one optimizer step, by plain SGD so that they show the gradient itself."""
+    recipe = small(story, "training.tokens=128", "optimizer.max_grad_norm=1e9", *overrides)
+    checkpoint = open_checkpoint(str(smollm))
+    teacher, student = checkpoint.load_latent(), checkpoint.load_latent()
+    names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
+    windows = Windows(tokenize([str(story)], checkpoint.tokenizer(), Silent()).ids, 32)
+    lam = insert_bitlinear(student, names, recipe.scaling)
+    order = ShuffledWindows(windows, 4, 0)
+
+    class BySgd(WarmupTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD([{"params": list(self.model.parameters()), "decays": False}], lr=1.0)
+            return self.optimizer
+
+    trainer = BySgd(student, teacher, lam, recipe, directory, order, windows, Silent())
+    trainer.train()
+    return {name: parameter.detach() for name, parameter in student.named_parameters()}
+
+
+def test_accumulation_gives_the_gradient_of_one_large_batch(smollm: Path, story: Path, tmp_path: Path) -> None:
+    whole = first_step(smollm, story, tmp_path / "whole", "training.micro_batch_size=4")
+    parts = first_step(smollm, story, tmp_path / "parts", "training.micro_batch_size=1")
+    before = load_file(smollm / "model.safetensors")
+    moved = sum((whole[name] - before[name]).abs().sum() for name in before)
+    assert moved > 1e-3
+    for name, parameter in whole.items():
+        torch.testing.assert_close(parts[name], parameter, rtol=1e-4, atol=1e-7)
+
+
+def test_schedules_move_each_step(smollm: Path, story: Path, tmp_path: Path) -> None:
+    told = Told()
+    overrides = ("optimizer.lr_schedule=two_stage", "optimizer.weight_decay=0.1", "optimizer.weight_decay_schedule=two_stage")
+    warmup(str(smollm), tmp_path / "out", small(story, *overrides), reporter=told)
+    steps = [line for line in told.lines if "loss" in line]
+    assert [line["weight_decay"] for line in steps] == [0.1, 0.1, 0.1, 0, 0, 0]
+    assert [line["lr"] for line in steps] == pytest.approx(
+        [1e-3 * (1 - t) * (1 if t < 0.5 else 0.1) for t in (1 / 12, 3 / 12, 5 / 12, 7 / 12, 9 / 12, 11 / 12)]
+    )
+    assert steps[-1]["steps"] == 6
+
+
+def test_a_diverging_loss_stops_the_run(smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = small(story, "optimizer.lr=1e30", "optimizer.lr_warmup=0", "optimizer.max_grad_norm=1e30")
+    with pytest.raises(BitconvertError, match="the loss is not finite at step"):
+        warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    assert not (tmp_path / "out").exists()
+
+
+# ---- interrupted ------------------------------------------------------------------------------------------------------
+
+_RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from bitconvert.recipe import load_recipe
+from bitconvert.report import Silent
+from bitconvert.training.warmup import warmup
+model, output, recipe, step, number = sys.argv[1:]
+class Fatal(Silent):
+    def metrics(self, values):
+        if "loss" in values and values["step"] == int(step):
+            os.kill(os.getpid(), int(number))
+warmup(model, Path(output), load_recipe(recipe), reporter=Fatal())
+"""
+
+
+def run_until(step: int, number: int, smollm: Path, output: Path, recipe: Recipe) -> subprocess.CompletedProcess[str]:
+    file = output.parent / "recipe.yaml"
+    file.write_text(recipe.to_yaml())
+    arguments = [str(smollm), str(output), str(file), str(step), str(number)]
+    return subprocess.run([sys.executable, "-c", _RUN, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_kill_9_and_resume_give_the_same_weights_bit_for_bit(
+    step: int, done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    output, recipe = tmp_path / "out", small(story)
+    killed = run_until(step, signal.SIGKILL, smollm, output, recipe)
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.exists()
+    warmup(str(smollm), output, recipe, resume=True, reporter=Silent())
+    assert weights(output) == weights(done[0])
+    lines = [[json.loads(line) for line in (d / "metrics.jsonl").open()] for d in (output, done[0])]
+    for line in (*lines[0], *lines[1]):
+        line.pop("tokens_per_second", None)
+    assert lines[0] == lines[1]
+
+
+def test_a_checkpoint_cut_off_while_being_written_is_not_used(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, recipe = tmp_path / "out", small(story)
+
+    def cut_off(self: WarmupTrainer, directory: str) -> None:
+        if "checkpoint-4" in directory:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(WarmupTrainer, "_save_rng_state", cut_off)
+        warmup(str(smollm), output, recipe, reporter=Silent())
+    assert [path.name for path in (partial_directory(output) / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    warmup(str(smollm), output, recipe, resume=True, reporter=Silent())
+    assert weights(output) == weights(done[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: int, done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    class Signalled(Silent):
+        def metrics(self, values) -> None:
+            if values["step"] == 3 and "loss" in values:
+                os.kill(os.getpid(), number)
+
+    output, recipe = tmp_path / "out", small(story)
+    with pytest.raises(Interrupted) as caught:
+        warmup(str(smollm), output, recipe, reporter=Signalled())
+    assert caught.value.exit_code == 128 + number
+    assert caught.value.hint == f"continue with: bitconvert warmup --resume --output {output}"
+    warmup(str(smollm), output, recipe, resume=True, reporter=Silent())
+    assert weights(output) == weights(done[0])
+
+
+def test_resume_refuses_other_options(smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_until(3, signal.SIGKILL, smollm, output, small(story))
+    with pytest.raises(UsageError, match="begun with other options"):
+        warmup(str(smollm), output, small(story, "optimizer.lr=1"), resume=True, reporter=Silent())
+    with pytest.raises(UsageError, match="an unfinished run is here"):
+        warmup(str(smollm), output, small(story), reporter=Silent())
+
+
+# ---- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists_is_left_alone(smollm: Path, story: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        warmup(str(smollm), tmp_path / "mine", small(story), reporter=Silent())
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_nothing_to_resume(smollm: Path, story: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no unfinished run"):
+        warmup(str(smollm), tmp_path / "out", small(story), resume=True, reporter=Silent())
+
+
+def test_baked_and_packed_models_have_nothing_to_train(
+    done: tuple[Path, WarmupReport], story: Path, tmp_path: Path
+) -> None:
+    files = pack(open_checkpoint(str(done[0])), ["tq2_0", "safetensors"], tmp_path / "packed", reporter=Silent()).files
+    for file in files:
+        with pytest.raises(BitconvertError, match="no latent weights left"):
+            warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_group_that_does_not_fit_is_refused_before_training(smollm: Path, story: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="rows of 256 .* do not divide into groups of 96"):
+        warmup(str(smollm), tmp_path / "out", small(story, "scaling.granularity=group:96"), reporter=Silent())
+
+
+def test_a_plan_counts_what_becomes_ternary(smollm: Path, story: Path) -> None:
+    plan = plan_warmup(str(smollm), small(story))
+    tensors = load_file(smollm / "model.safetensors")
+    assert plan.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert plan.ternary_parameters == sum(t.numel() for name, t in tensors.items() if "_proj" in name)
+    assert (plan.ternary_modules, plan.steps, plan.tokens, plan.accumulation) == (14, 6, 768, 2)
