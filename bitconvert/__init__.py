@@ -1,0 +1,62 @@
+"""bitconvert: an existing LLaMA-style model in, a working 1.58-bit model out.
+
+The names below are the public API, each imported on first use (PEP 562), so that ``import bitconvert`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitconvert.errors import BitconvertError
+    from bitconvert.evaluation.evaluate import evaluate
+    from bitconvert.evaluation.generate import generate
+    from bitconvert.evaluation.inspect import inspect
+    from bitconvert.models.checkpoint import open_checkpoint
+    from bitconvert.packing.pack import pack
+    from bitconvert.recipe import Recipe, Scaling, load_recipe
+    from bitconvert.report import Silent
+    from bitconvert.ternary.bitlinear import BitLinear
+    from bitconvert.ternary.quantize import TernaryTensor, ternarize
+    from bitconvert.training.warmup import warmup
+
+_HOMES = {
+    "BitLinear": "bitconvert.ternary.bitlinear",
+    "BitconvertError": "bitconvert.errors",
+    "Recipe": "bitconvert.recipe",
+    "Scaling": "bitconvert.recipe",
+    "Silent": "bitconvert.report",
+    "TernaryTensor": "bitconvert.ternary.quantize",
+    "evaluate": "bitconvert.evaluation.evaluate",
+    "generate": "bitconvert.evaluation.generate",
+    "inspect": "bitconvert.evaluation.inspect",
+    "load_recipe": "bitconvert.recipe",
+    "open_checkpoint": "bitconvert.models.checkpoint",
+    "pack": "bitconvert.packing.pack",
+    "ternarize": "bitconvert.ternary.quantize",
+    "warmup": "bitconvert.training.warmup",
+}
+
+__all__ = [
+    "BitLinear",
+    "BitconvertError",
+    "Recipe",
+    "Scaling",
+    "Silent",
+    "TernaryTensor",
+    "evaluate",
+    "generate",
+    "inspect",
+    "load_recipe",
+    "open_checkpoint",
+    "pack",
+    "ternarize",
+    "warmup",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bitconvert' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -29,7 +29,6 @@ app = typer.Typer(
 )
 
 
-
 class Convention(StrEnum):
     """Which tokens of a window are scored."""
 
@@ -53,12 +52,16 @@ class AnyRuntime(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-Model = Annotated[str, typer.Argument(help="Hub id, Hugging Face directory, latent or packed checkpoint, or GGUF file.")]
+Model = Annotated[
+    str, typer.Argument(help="Hub id, Hugging Face directory, latent or packed checkpoint, or GGUF file.")
+]
 
 
 @app.command()
 def warmup(
-    model: Annotated[str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
@@ -88,7 +91,7 @@ def warmup(
     output = output or _default_output(model)
 
     with ui.progress() as reporter:
-        _warn_of_formats(resolved, reporter)
+        _warn_of_formats(model, resolved, reporter)
         if not dry_run:
             report = run(model, output, resolved, resume=resume, reporter=reporter)
     if dry_run:
@@ -102,7 +105,9 @@ def warmup(
 def pack(
     checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote.")],
     formats: Annotated[list[str], typer.Option("--format", help="tq1_0, tq2_0, q2_0 or safetensors. Repeatable.")],
-    output: Annotated[Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")
+    ] = None,
     embedding_type: Annotated[str, typer.Option(help="Type of embedding and head in GGUF: f16, q8_0.")] = "f16",
     round_plain: Annotated[
         bool, typer.Option("--round", help="Round a model that was never warmed up. It will not talk sense.")
@@ -133,7 +138,9 @@ def eval_(
     ppl: Annotated[bool, typer.Option("--ppl", help="Measure perplexity on --data.")] = False,
     data: Annotated[Path | None, typer.Option(help="Text: .txt, .jsonl, .parquet, or a directory of them.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens per window. Default: 512, or the model's limit.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens between windows (hf convention). Default: context.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between windows (hf convention). Default: context.")
+    ] = None,
     convention: Annotated[
         Convention, typer.Option(help="hf: all tokens of the windows. llama.cpp: each window's second half.")
     ] = Convention.hf,
@@ -253,7 +260,7 @@ def main() -> NoReturn:
         app(prog_name="bitconvert", standalone_mode=False)
     except BitconvertError as error:
         _fail(error)
-    except _CLICK_ERROR as error:
+    except _ClickError as error:
         _fail(UsageError(_one_line(error.format_message()), "bitconvert --help, or bitconvert COMMAND --help"))
     except typer.Abort:
         _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=130))
@@ -265,7 +272,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-_CLICK_ERROR = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
+_ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
 
 
 def _fail(error: BitconvertError) -> NoReturn:
@@ -319,13 +326,13 @@ def _resumed(
     return model or begun_with, begun_recipe
 
 
-def _warn_of_formats(recipe: Recipe, reporter: Reporter) -> None:
-    """Say before a long run, not after it, which formats cannot hold its scaling."""
-    from bitconvert.packing.formats import find_format
+def _warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
+    """Say before a long run, not after it, which formats cannot hold what it makes."""
+    from bitconvert.models.checkpoint import open_checkpoint
+    from bitconvert.packing.pack import foresee_refusals
 
-    for name in recipe.pack.formats:
-        if refusal := find_format(name).refusal(recipe.scaling):
-            reporter.warn(f"{name} cannot hold what this run makes: {refusal}")
+    for name, reason in foresee_refusals(open_checkpoint(model), recipe.pack.formats, recipe.scaling).items():
+        reporter.warn(f"{name} cannot hold what this run makes: {reason}")
 
 
 def _default_output(model: str | None) -> Path:

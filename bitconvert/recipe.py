@@ -145,7 +145,8 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
 
 
 def load_recipe(name: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
@@ -217,7 +218,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         child = values.setdefault(key, {})
         if not isinstance(child, dict):
-            raise UsageError(f"--set {override}: {key} is not a section", "`bitconvert recipes NAME` shows the sections")
+            raise UsageError(
+                f"--set {override}: {key} is not a section", "`bitconvert recipes NAME` shows the sections"
+            )
         values = child
     values[keys[-1]] = _yaml_value(override, text)
 

@@ -244,7 +244,7 @@ class WarmupPlan:
         steps: optimizer steps.
         tokens: training tokens, after rounding to whole steps.
         accumulation: micro-batches per step on one device.
-        memory_bytes: of latents, gradients, Adam's moments, teacher and logits: a lower bound, activations are not in it.
+        memory_bytes: of latents, gradients, Adam's moments, teacher and logits: a lower bound, without activations.
         recipe: resolved, every option.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from bitconvert.errors import BitconvertError
 from bitconvert.report import (
     EvalReport,
     InspectReport,
+    PackedTensor,
     PackReport,
     Reporter,
     WarmupPlan,
@@ -41,7 +42,7 @@ def show_error(error: BitconvertError) -> None:
     _stderr.print(Text.assemble(("hint: ", "bold cyan"), error.hint), soft_wrap=True)
 
 
-# ---- progress ---------------------------------------------------------------------------------------------------------
+# ---- progress ----
 
 
 @contextmanager
@@ -144,7 +145,7 @@ class LiveReporter:
 
 def _metric_words(values: Mapping[str, float]) -> list[str]:
     """The numbers of a training run in words, in a fixed order, those that are there."""
-    told = {
+    told: dict[str, Callable[[float], str]] = {
         "step": lambda v: f"step {int(v):,}" + (f"/{int(values['steps']):,}" if "steps" in values else ""),
         "tokens_per_second": lambda v: f"{v:,.0f} tokens/s",
         "eta_seconds": lambda v: f"ETA {_duration(v)}",
@@ -158,7 +159,7 @@ def _metric_words(values: Mapping[str, float]) -> list[str]:
     return [word(values[key]) for key, word in told.items() if key in values]
 
 
-# ---- results ----------------------------------------------------------------------------------------------------------
+# ---- results ----
 
 
 def show_text(text: str) -> None:
@@ -282,10 +283,10 @@ def show_demo(report: DemoReport) -> None:
     show_text(f"everything is in {report.output} ({_duration(report.seconds)})")
 
 
-def _grouped_by_note(tensors: list[object]) -> list[tuple[str, list[str]]]:
+def _grouped_by_note(tensors: list[PackedTensor]) -> list[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for tensor in tensors:
-        groups.setdefault(tensor.note, []).append(tensor.name)  # type: ignore[attr-defined]
+        groups.setdefault(tensor.note, []).append(tensor.name)
     return list(groups.items())
 
 

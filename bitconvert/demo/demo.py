@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from bitconvert.demo.stories import HELD_OUT_SEED, WARMUP_SEED, stories, text
 from bitconvert.errors import UsageError
-from bitconvert.evaluation.evaluate import evaluate
+from bitconvert.evaluation.evaluate import RuntimeName, evaluate
 from bitconvert.evaluation.generate import generate
 from bitconvert.evaluation.inspect import inspect
 from bitconvert.evaluation.subjects import has_llama_cpp
@@ -123,7 +123,7 @@ class _Judge:
         by_llama_cpp = self._ppl(path, "llama.cpp") if path.suffix == ".gguf" and has_llama_cpp() else None
         return DemoRow(name, self._ppl(path, "torch"), by_llama_cpp, file.nbytes, file.bits_per_weight)
 
-    def _ppl(self, model: Path, runtime: str) -> float:
+    def _ppl(self, model: Path, runtime: RuntimeName) -> float:
         report = evaluate(
             str(model), data=self._held_out, context=self._context, runtime=runtime, reporter=self._reporter
         )

@@ -91,7 +91,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a perplexity is measured; the fields are ``evaluate``'s arguments, the text read, the context known."""
+    """Under which a perplexity is measured: ``evaluate``'s arguments, with the text read and the context known."""
 
     data: Path | None
     text: str

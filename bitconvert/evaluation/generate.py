@@ -15,8 +15,6 @@ from bitconvert.report import GenerateReport, Reporter, Silent
 
 Choice = Literal["auto", "torch", "llama.cpp"]
 
-_SHORTEST_CONTEXT = 64
-
 
 def generate(
     name: str,
@@ -81,11 +79,12 @@ def _choose(checkpoint: Checkpoint, runtime: Choice) -> Choice:
 def _by_llama_cpp(checkpoint: Checkpoint, wish: _Wish, threads: int | None) -> tuple[str, str]:
     """llama.cpp's name, and what it wrote."""
     tokenizer = checkpoint.tokenizer()
-    room = _room(checkpoint, len(tokenizer(wish.text)["input_ids"]), wish.max_tokens)
-    with open_runtime(checkpoint.path, max(_SHORTEST_CONTEXT, room), threads=threads) as runtime:
+    prompt_tokens = len(tokenizer(wish.text, add_special_tokens=not wish.chat)["input_ids"])
+    room = _room(checkpoint, prompt_tokens, wish.max_tokens)
+    with open_runtime(checkpoint.path, room, threads=threads) as runtime:
         # Templates write BOS themselves, and llama.cpp would add another.
         text = _without_bos(wish.text, tokenizer) if wish.chat and runtime.add_bos else wish.text
-        written = runtime.generate(text, wish.max_tokens, wish.temperature, wish.seed)
+        written = runtime.generate(text, room - prompt_tokens, wish.temperature, wish.seed)
         return f"{runtime.name} {runtime.version}", written
 
 
@@ -108,8 +107,11 @@ def _by_torch(checkpoint: Checkpoint, wish: _Wish) -> str:
     write: Any = loaded.model.generate
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(wish.seed)
-        written = write(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return str(loaded.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+        both = write(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].tolist()
+    written = both[ids.shape[1] :]
+    if written[-1] in ends:  # not every model marks it as special
+        written.pop()
+    return str(loaded.tokenizer.decode(written, skip_special_tokens=True))
 
 
 def _ends(loaded: TorchModel) -> list[int]:

@@ -1,4 +1,4 @@
-"""Open anything: a hub id, a Hugging Face directory (plain, latent or packed), a GGUF file. Lazily, and suspiciously."""
+"""Open anything: a hub id, a Hugging Face directory (plain, latent, packed), a GGUF file. Lazily, and suspiciously."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, with the pre-tokenizer that the model was trained with."""
-        return gguf_source.load_gguf_tokenizer(self.path) if self.kind == "gguf" else tokenizers.load_tokenizer(self.path)
+        return (
+            gguf_source.load_gguf_tokenizer(self.path) if self.kind == "gguf" else tokenizers.load_tokenizer(self.path)
+        )
 
     def load_latent(self) -> PreTrainedModel:
         """The model in float32 for training: every linear still a plain nn.Linear.
@@ -122,14 +124,16 @@ class Checkpoint:
         if ternary:
             insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
             self._freeze(model)
-        return model.eval()
+        model.train(False)
+        return model
 
     def load_rounded(self) -> PreTrainedModel:
         """A plain model with its linears simply rounded to ternary: the naive baseline."""
         model = self.load_latent()
         insert_bitlinear(model, self._linears(model), self.scaling, lam=1.0)
         freeze_ternary(model)
-        return model.eval()
+        model.train(False)
+        return model
 
     def _freeze(self, model: PreTrainedModel) -> None:
         if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
@@ -152,7 +156,7 @@ class Checkpoint:
 
     def _load_float(self) -> PreTrainedModel:
         if self.kind == "gguf":
-            model = gguf_source.load_gguf_model(self.path)
+            model: PreTrainedModel = gguf_source.load_gguf_model(self.path)
         else:
             model = _load_directory(self, None)
         for name, tensor in model.state_dict().items():
@@ -185,7 +189,9 @@ def _download(name: str) -> Path:
 
     gguf = re.fullmatch(rf"({_HUB_ID})/(.+\.gguf)", name)
     if not gguf and not re.fullmatch(_HUB_ID, name):
-        raise BitconvertError(f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model")
+        raise BitconvertError(
+            f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model"
+        )
     try:
         if gguf:
             return Path(hf_hub_download(gguf[1], gguf[2]))
@@ -245,7 +251,9 @@ def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
         if Path(shard).name != shard:
             raise BitconvertError(f"{index}: shard '{shard}' lies outside the directory", "do not trust this model")
         if not (index.parent / shard).exists():
-            raise BitconvertError(f"{index.parent / shard}: missing, but named in {index.name}", "download the model again")
+            raise BitconvertError(
+                f"{index.parent / shard}: missing, but named in {index.name}", "download the model again"
+            )
     yield from ((name, index.parent / shard) for name, shard in weight_map.items())
 
 
@@ -256,10 +264,12 @@ def _no_safetensors(directory: Path) -> BitconvertError:
             f"{directory / pickled[0]}: pickled weights are never loaded",
             "convert them to safetensors first (the hub's 'safetensors convert' does)",
         )
-    return BitconvertError(f"{directory}: no {_WEIGHTS}", "a Hugging Face model directory holds config.json and *.safetensors")
+    return BitconvertError(
+        f"{directory}: no {_WEIGHTS}", "a Hugging Face model directory holds config.json and *.safetensors"
+    )
 
 
-class _open_safetensors:  # noqa: N801 - used like a function
+class _open_safetensors:
     """``safe_open`` whose errors name the file."""
 
     def __init__(self, path: Path) -> None:
@@ -268,12 +278,14 @@ class _open_safetensors:  # noqa: N801 - used like a function
     def __enter__(self) -> Any:
         try:
             self._file = safe_open(self._path, framework="pt")
-            return self._file.__enter__()
+            return self._file.__enter__()  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
-            raise BitconvertError(f"{self._path}: truncated or not safetensors ({error})", "download it again") from error
+            raise BitconvertError(
+                f"{self._path}: truncated or not safetensors ({error})", "download it again"
+            ) from error
 
     def __exit__(self, *exc: object) -> None:
-        self._file.__exit__(*exc)
+        self._file.__exit__(*exc)  # type: ignore[no-untyped-call]
 
 
 def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:

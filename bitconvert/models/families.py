@@ -51,10 +51,7 @@ _LLAMA_LINEARS = (
 )
 
 FAMILIES = {
-    row.model_type: row
-    for row in (
-        Family("llama", "LlamaForCausalLM", "llama", _LLAMA_LINEARS, permute_rope=True),
-    )
+    row.model_type: row for row in (Family("llama", "LlamaForCausalLM", "llama", _LLAMA_LINEARS, permute_rope=True),)
 }
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.bitnet_directory import write_bitnet_directory
-from bitconvert.packing.formats import FORMATS, Format, GgufFormat, formats_that_hold
+from bitconvert.packing.formats import FORMATS, Format, GgufFormat, find_format, formats_that_hold
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.gguf.hparams import complete_config, require_expressible
+from bitconvert.packing.gguf.vocabulary import vocabulary_of
 from bitconvert.packing.gguf_file import EMBEDDING_TYPES, write_gguf
 from bitconvert.packing.source import SourceTensor, source_tensors
 from bitconvert.recipe import Scaling
@@ -47,7 +49,7 @@ def pack(
         UsageError: no such format or embedding type.
         BitconvertError: the checkpoint is not ready, a format cannot hold it, or the output cannot be written.
     """
-    chosen = [_format(name) for name in dict.fromkeys(formats)]
+    chosen = [find_format(name) for name in dict.fromkeys(formats)]
     _require_embedding_type(embedding_type)
     warnings = _require_ternary(checkpoint, round_plain)
     tensors = source_tensors(checkpoint)
@@ -58,6 +60,39 @@ def pack(
         reporter.warn(warning)
     files = [_write(checkpoint, tensors, form, output, embedding_type, reporter) for form in chosen]
     return PackReport(checkpoint.name, str(checkpoint.scaling), files, warnings)
+
+
+def foresee_refusals(checkpoint: Checkpoint, formats: Sequence[str], scaling: Scaling) -> dict[str, str]:
+    """What packing would refuse once a model is trained, so that it can be said before the training.
+
+    Args:
+        checkpoint: the original.
+        formats: keys of ``FORMATS``.
+        scaling: under which it will be trained.
+
+    Returns:
+        Format name -> reason, for the formats that will not do.
+
+    Raises:
+        UsageError: no such format.
+    """
+    chosen = [find_format(name) for name in dict.fromkeys(formats)]
+    refusals = {form.name: reason for form in chosen if (reason := form.refusal(scaling))}
+    gguf = [form.name for form in chosen if isinstance(form, GgufFormat)]
+    if gguf and (reason := _gguf_refusal(checkpoint)):
+        refusals |= dict.fromkeys(gguf, reason)
+    return refusals
+
+
+def _gguf_refusal(checkpoint: Checkpoint) -> str | None:
+    """Why no GGUF file can hold this model's hyperparameters or vocabulary."""
+    try:
+        config = complete_config(checkpoint.config, checkpoint.family)
+        require_expressible(config, checkpoint.name)
+        vocabulary_of(checkpoint.tokenizer(), config.vocab_size, checkpoint.config)
+    except BitconvertError as error:
+        return error.message
+    return None
 
 
 def _write(
@@ -92,12 +127,6 @@ def _fallback_notes(file: PackedFile) -> list[str]:
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
-
-
-def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise UsageError(f"unknown format '{name}'", f"formats: {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def _require_embedding_type(name: str) -> None:

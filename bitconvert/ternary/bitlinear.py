@@ -104,7 +104,7 @@ def freeze_ternary(model: nn.Module) -> None:
 
 @contextmanager
 def held_ternary(model: nn.Module) -> Iterator[None]:
-    """Measure the ternary model (λ = 1): round each BitLinear once, not at each forward. The latents come back after."""
+    """Measure the ternary model (λ = 1): round each BitLinear once, not at each forward. The latents come back."""
     modules = bitlinears(model)
     latents = [module.weight.data for module in modules]
     try:

@@ -126,9 +126,7 @@ class _StraightThrough(torch.autograd.Function):
         return torch.lerp(value, quantized, lam.to(value.dtype))
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient, None, None
 
 

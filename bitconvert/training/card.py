@@ -9,6 +9,7 @@ from bitconvert.report import WarmupReport
 
 def training_card(lineage: Lineage, report: WarmupReport) -> str:
     """Markdown with the facts of a warmup run."""
+    ratio = report.held_out_ppl / report.original_ppl
     return f"""# Latent ternary checkpoint of {lineage.source}
 
 Made by [bitconvert](https://pypi.org/project/bitconvert/) {lineage.versions["bitconvert"]}: the linear layers of every
@@ -24,7 +25,7 @@ float32 ones; `bitconvert pack` turns them into 1.58-bit files.
 | trained on | {lineage.data} |
 | held-out ppl, original | {report.original_ppl:.2f} |
 | held-out ppl, rounded without training | {report.rounded_ppl:.4g} |
-| held-out ppl, this model at λ = 1 | {report.held_out_ppl:.2f} (ratio {report.held_out_ppl / report.original_ppl:.2f}) |
+| held-out ppl, this model at λ = 1 | {report.held_out_ppl:.2f} (ratio {ratio:.2f}) |
 
 {_how_to_load(lineage)}
 
@@ -35,8 +36,8 @@ float32 ones; `bitconvert pack` turns them into 1.58-bit files.
 def _how_to_load(lineage: Lineage) -> str:
     if claims_bitnet(lineage):
         return (
-            "transformers loads this directory as it is (`AutoModelForCausalLM.from_pretrained`): its config says bitnet, "
-            "autobitlinear, online, so the weights are rounded at each forward."
+            "transformers loads this directory as it is (`AutoModelForCausalLM.from_pretrained`): its config says "
+            "bitnet, autobitlinear, online, so the weights are rounded at each forward."
         )
     return (
         f"Its scaling is {lineage.scaling} at λ = {lineage.lam:g}, which transformers' bitnet integration (absmean per "

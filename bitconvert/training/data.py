@@ -152,7 +152,7 @@ def sample_tokens(
 
 
 def cache_directory() -> Path:
-    """Where token blocks are kept: ``$BITCONVERT_CACHE``, else ``$XDG_CACHE_HOME/bitconvert``, else ~/.cache/bitconvert."""
+    """Where token blocks are kept: $BITCONVERT_CACHE, else $XDG_CACHE_HOME/bitconvert, else ~/.cache/bitconvert."""
     if "BITCONVERT_CACHE" in os.environ:
         return Path(os.environ["BITCONVERT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitconvert"
@@ -169,7 +169,9 @@ def _documents(sources: list[str], digest: Any) -> Iterator[str]:
     if len(sources) == 1 and not sources[0].startswith((".", "/", "~")):
         return _hub_documents(sources[0], digest)
     missing = next(source for source in sources if source not in local)
-    raise BitconvertError(f"{missing}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset")
+    raise BitconvertError(
+        f"{missing}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset"
+    )
 
 
 def _hub_documents(name: str, digest: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""transformers.Trainer with what warmup adds: λ, a teacher, schedules as functions of progress, checkpoints by rename."""
+"""transformers.Trainer with what warmup adds: λ, a teacher, schedules by progress, checkpoints by rename."""
 
 from __future__ import annotations
 
@@ -72,11 +72,14 @@ class WarmupTrainer(Trainer):
             callbacks=[_Progress(self)],
         )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch, so Trainer must not divide again
+        self.model_accepts_loss_kwargs = (
+            True  # our loss divides by num_items_in_batch, so Trainer must not divide again
+        )
         self.lam = lam
         self.recipe = recipe
         self.reporter = reporter
         self.stop_requested = False
+        self._checkpoints = run_directory / CHECKPOINTS
         self._metrics_file = run_directory / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
         self._teacher = self._frozen(teacher) if self._distill.kl else None
@@ -95,7 +98,7 @@ class WarmupTrainer(Trainer):
             if group["decays"]:
                 group["weight_decay"] = weight_decay_at(t, options.weight_decay_schedule, options.weight_decay)
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Tensor],
@@ -118,8 +121,9 @@ class WarmupTrainer(Trainer):
 
     def _frozen(self, teacher: PreTrainedModel) -> PreTrainedModel:
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
-        frozen: PreTrainedModel = teacher.eval().requires_grad_(False).to(self.args.device, dtype)  # type: ignore[call-arg]
-        return frozen
+        teacher.requires_grad_(False).train(False)
+        nn.Module.to(teacher, self.args.device, dtype)
+        return teacher
 
     @torch.no_grad()
     def _teacher_logits(self, tokens: Tensor, weight: float) -> Tensor | None:
@@ -140,7 +144,7 @@ class WarmupTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Measure the model that will be packed: λ = 1, whatever the training is at."""
-        with held_ternary(self.model), self._clock_stopped():
+        with held_ternary(self._student), self._clock_stopped():
             return super().evaluation_loop(*args, **kwargs)
 
     def ternary_ppl(self) -> float:
@@ -149,16 +153,16 @@ class WarmupTrainer(Trainer):
 
     def latent_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 0: before training, that of the original."""
-        with held_latent(self.model):
-            loop = super().evaluation_loop(self.get_eval_dataloader(), "held out", True)
-        return math.exp(loop.metrics["eval_loss"])
+        with held_latent(self._student):
+            metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
+        return math.exp((metrics or {})["eval_loss"])
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; matrices decay, vectors (norms, biases) do not."""
         if self.optimizer is None:
-            parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
+            parameters = [p for p in (model or self._student).parameters() if p.requires_grad]
             options = self.recipe.optimizer
             self.optimizer = torch.optim.AdamW(
                 [
@@ -176,8 +180,13 @@ class WarmupTrainer(Trainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """A scheduler that leaves the rate alone: ``set_progress`` sets it, however often accelerate steps this one."""
-        self.lr_scheduler = _KeepRate(optimizer or self._optimizer)
-        return self.lr_scheduler
+        scheduler = _KeepRate(optimizer or self._optimizer)
+        self.lr_scheduler = scheduler  # type: ignore[assignment]
+        return scheduler
+
+    @property
+    def _student(self) -> nn.Module:
+        return cast(nn.Module, self.model)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -188,7 +197,7 @@ class WarmupTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's own checkpoint, written aside and renamed: one that has its name is whole."""
         name = f"checkpoint-{self.state.global_step}"
-        final = Path(self.args.output_dir) / name
+        final = self._checkpoints / name
         with self._clock_stopped(), self._output_moved_to(final.parent / "unfinished") as staging:
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
@@ -311,7 +320,7 @@ class _KeepRate(torch.optim.lr_scheduler.LRScheduler):
 def last_checkpoint(run_directory: Path) -> Path | None:
     """The newest whole checkpoint of a run, if it has one."""
     directory = run_directory / CHECKPOINTS
-    found = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    found: str | None = get_last_checkpoint(str(directory)) if directory.is_dir() else None  # type: ignore[no-untyped-call]
     return Path(found) if found else None
 
 

@@ -24,7 +24,15 @@ from bitconvert.report import Reporter, WarmupReport
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
-from bitconvert.training.data import ShuffledWindows, Tokens, Windows, first_windows, sample_tokens, split_held_out, tokenize
+from bitconvert.training.data import (
+    ShuffledWindows,
+    Tokens,
+    Windows,
+    first_windows,
+    sample_tokens,
+    split_held_out,
+    tokenize,
+)
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.trainer import METRICS, WarmupTrainer, last_checkpoint
 
@@ -190,7 +198,7 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
     def stop(number: int, _: FrameType | None) -> None:
         trainer.stop_requested = True
         caught.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -213,9 +221,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, trainer: Wa
     )
 
 
-def _report(
-    output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, seconds: float
-) -> WarmupReport:
+def _report(output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, seconds: float) -> WarmupReport:
     lines = [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
     return WarmupReport(
         output=str(output),

@@ -36,7 +36,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file(tmp_path: Path, interruption: type[BaseException]) -> None:
     target = tmp_path / "model.gguf"
     target.write_text("old")
-    with pytest.raises(interruption), atomic_file(target) as temporary:  # noqa: PT012 - the body is the point
+    with pytest.raises(interruption), atomic_file(target) as temporary:
         temporary.write_text("half")
         raise interruption
     assert target.read_text() == "old"
@@ -59,7 +59,7 @@ def test_an_error_leaves_the_old_directory(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text("old")
-    with pytest.raises(ValueError, match="stop"), atomic_directory(target) as temporary:  # noqa: PT012 - as above
+    with pytest.raises(ValueError, match="stop"), atomic_directory(target) as temporary:
         (temporary / "config.json").write_text("half")
         raise ValueError("stop")
     assert (target / "config.json").read_text() == "old"

@@ -49,7 +49,7 @@ def shard(directory: Path) -> None:
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-# ---- what can be opened -----------------------------------------------------------------------------------------------
+# ---- what can be opened ----
 
 
 def test_a_plain_model_is_read_tensor_by_tensor(smollm: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_family_names_its_linears() -> None:
     assert family.ternary_modules(names) == names[:2]
 
 
-# ---- what cannot ------------------------------------------------------------------------------------------------------
+# ---- what cannot ----
 
 
 def truncate(directory: Path) -> None:
@@ -165,7 +165,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda d: (d / WEIGHTS).unlink(), "no model.safetensors"),
     "pickled weights": (pickle_only, "pytorch_model.bin: pickled weights are never loaded"),
     "truncated": (truncate, "model.safetensors: truncated or not safetensors"),
-    "garbage": (lambda d: (d / WEIGHTS).write_bytes(b"garbage!" * 9), "model.safetensors: truncated or not safetensors"),
+    "garbage": (
+        lambda d: (d / WEIGHTS).write_bytes(b"garbage!" * 9),
+        "model.safetensors: truncated or not safetensors",
+    ),
     "empty": (lambda d: (d / WEIGHTS).write_bytes(b""), "model.safetensors: truncated or not safetensors"),
     "NaN": (lambda d: edit_weights(d, poison), "tensor model.layers.1.mlp.up_proj.weight holds NaN"),
     "missing tensor": (

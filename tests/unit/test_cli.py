@@ -45,12 +45,24 @@ def bitconvert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def ternary(smollm: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cli") / "ternary"
-    command = [sys.executable, "-m", "bitconvert", "warmup", "--model", smollm, "--data", story, "--output", output, *SETS]
+    command = [
+        sys.executable,
+        "-m",
+        "bitconvert",
+        "warmup",
+        "--model",
+        smollm,
+        "--data",
+        story,
+        "--output",
+        output,
+        *SETS,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return output
 
 
-# ---- it works ---------------------------------------------------------------------------------------------------------
+# ---- it works ----
 
 
 def test_the_three_commands(bitconvert, ternary: Path, smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -143,7 +155,8 @@ def test_help_does_not_import_torch() -> None:
         "import sys; sys.argv = ['bitconvert', '--help']\n"
         "from bitconvert import cli\n"
         "try:\n    cli.main()\n"
-        "finally:\n    heavy = {'torch', 'transformers', 'numpy', 'rich.live'} & set(sys.modules); print(heavy, file=sys.stderr)"
+        "finally:\n    heavy = {'torch', 'transformers', 'numpy', 'rich.live'} & set(sys.modules)\n"
+        "    print(heavy, file=sys.stderr)"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert run.stderr.strip().splitlines()[-1] == "set()"
@@ -159,7 +172,7 @@ def test_help_is_fast() -> None:
     assert min(times) < 0.5
 
 
-# ---- it does not ------------------------------------------------------------------------------------------------------
+# ---- it does not ----
 
 
 @pytest.mark.parametrize(
@@ -183,7 +196,6 @@ def test_help_is_fast() -> None:
 def test_wrong_arguments_exit_with_2(arguments: list[str], message: str, bitconvert) -> None:
     outcome = bitconvert(*arguments)
     assert outcome.code == 2
-
 
     assert re.search(message, outcome.error())
     assert outcome.out == ""
@@ -223,7 +235,9 @@ def test_a_plain_model_is_packed_only_on_request(bitconvert, smollm: Path, tmp_p
 
 def test_an_empty_text_is_refused(bitconvert, smollm: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    outcome = bitconvert("warmup", "--model", smollm, "--data", tmp_path / "empty.txt", "--output", tmp_path / "o", *SETS)
+    outcome = bitconvert(
+        "warmup", "--model", smollm, "--data", tmp_path / "empty.txt", "--output", tmp_path / "o", *SETS
+    )
     assert outcome.code == 1
     assert "empty.txt: holds no text" in outcome.error()
     assert not (tmp_path / "o").exists()

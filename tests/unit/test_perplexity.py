@@ -60,7 +60,7 @@ def tokenizer(smollm: Path) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def text(story: Path) -> str:
-    return story.read_text(encoding="utf-8")[:4000]
+    return story.read_text(encoding="utf-8")[:1500]
 
 
 def predictor(model: LlamaForCausalLM) -> Predictor:

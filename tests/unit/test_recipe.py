@@ -45,7 +45,11 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a\n- b\n", "a mapping of sections"), ("a: [1,\n", "not valid YAML"), ("a: !!python/object:x {}\n", "not valid")],
+    [
+        ("- a\n- b\n", "a mapping of sections"),
+        ("a: [1,\n", "not valid YAML"),
+        ("a: !!python/object:x {}\n", "not valid"),
+    ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "r.yaml").write_text(content)

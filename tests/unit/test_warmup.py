@@ -62,7 +62,7 @@ def weights(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
 
-# ---- what comes out ---------------------------------------------------------------------------------------------------
+# ---- what comes out ----
 
 
 def test_the_directory_is_complete(done: tuple[Path, WarmupReport], smollm: Path) -> None:
@@ -164,12 +164,14 @@ def test_activation_checkpointing_changes_nothing(
 ) -> None:
     warmup(str(smollm), tmp_path / "o", small(story, "training.activation_checkpointing=true"), reporter=Silent())
     for before, after in zip(
-        load_file(done[0] / "model.safetensors").values(), load_file(tmp_path / "o/model.safetensors").values(), strict=True
+        load_file(done[0] / "model.safetensors").values(),
+        load_file(tmp_path / "o/model.safetensors").values(),
+        strict=True,
     ):
         torch.testing.assert_close(after, before)
 
 
-# ---- the loop ---------------------------------------------------------------------------------------------------------
+# ---- the loop ----
 
 
 def first_step(smollm: Path, story: Path, directory: Path, *overrides: str) -> dict[str, torch.Tensor]:
@@ -204,7 +206,11 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(smollm: Path, story:
 
 def test_schedules_move_each_step(smollm: Path, story: Path, tmp_path: Path) -> None:
     told = Told()
-    overrides = ("optimizer.lr_schedule=two_stage", "optimizer.weight_decay=0.1", "optimizer.weight_decay_schedule=two_stage")
+    overrides = (
+        "optimizer.lr_schedule=two_stage",
+        "optimizer.weight_decay=0.1",
+        "optimizer.weight_decay_schedule=two_stage",
+    )
     warmup(str(smollm), tmp_path / "out", small(story, *overrides), reporter=told)
     steps = [line for line in told.lines if "loss" in line]
     assert [line["weight_decay"] for line in steps] == [0.1, 0.1, 0.1, 0, 0, 0]
@@ -221,7 +227,7 @@ def test_a_diverging_loss_stops_the_run(smollm: Path, story: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-# ---- interrupted ------------------------------------------------------------------------------------------------------
+# ---- interrupted ----
 
 _RUN = """
 import os, signal, sys
@@ -307,7 +313,7 @@ def test_resume_refuses_other_options(smollm: Path, story: Path, tmp_path: Path)
         warmup(str(smollm), output, small(story), reporter=Silent())
 
 
-# ---- refused ----------------------------------------------------------------------------------------------------------
+# ---- refused ----
 
 
 def test_an_output_that_exists_is_left_alone(smollm: Path, story: Path, tmp_path: Path) -> None:

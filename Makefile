@@ -1,0 +1,46 @@
+# Everything runs in a virtual environment of its own, made on first use.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test test-all check lint format bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## warm up, pack and measure the embedded model (minutes)
+	$(BIN)/bitconvert demo --output demo-output/$$(date +%Y%m%d-%H%M%S)
+
+test: $(READY)  ## the default tests (under ten minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -m ""
+
+check: lint  ## lint, types, import layers
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## speed against named peers, as ratios in one run
+	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.training_step
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,25 @@
+"""The public names: all there, none of them loaded before it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import bitconvert
+
+
+@pytest.mark.parametrize("name", bitconvert.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(bitconvert, name).__doc__
+
+
+def test_importing_costs_nothing() -> None:
+    probe = "import bitconvert, sys; print({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="frobnicate"):
+        bitconvert.frobnicate  # noqa: B018
