@@ -38,7 +38,7 @@ def test_held_out_stories_surprise_the_model_little(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     ppl = perplexity(model, tokenizer(text(HELD_OUT_SEED, 10_000))["input_ids"])
-    assert 2 < ppl < PPL_BOUND
+    assert 2 < ppl < 3.1
 
 
 def test_other_text_surprises_the_model_much(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
