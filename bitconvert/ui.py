@@ -222,7 +222,7 @@ def show_eval(report: EvalReport) -> None:
         table.add_row(
             "convention", f"{p.convention}, context {p.context}, stride {p.stride}, {'with' if p.bos else 'no'} BOS"
         )
-        table.add_row("text", f"{p.tokens_scored:,} tokens scored, sha256 {p.text_sha256[:16]}…")
+        table.add_row("text", f"{report.data}: {p.tokens_scored:,} tokens scored, sha256 {p.text_sha256[:16]}…")
     if report.comparison is not None:
         c = report.comparison
         table.add_row("against", f"{c.original}, perplexity {_ppl(c.original_ppl)}")
