@@ -217,7 +217,8 @@ def show_eval(report: EvalReport) -> None:
     table.add_row("model", f"{report.model} ({report.kind}, computed by {report.runtime})")
     if report.perplexity is not None:
         p = report.perplexity
-        table.add_row("perplexity", f"{_ppl(p.ppl)} ± {_ppl(p.stderr)}")
+        windows = f" (± {_ppl(p.window_stderr)} if only whole windows are independent)" if p.window_stderr else ""
+        table.add_row("perplexity", f"{_ppl(p.ppl)} ± {_ppl(p.stderr)}{windows}")
         table.add_row("bits per byte", f"{p.bits_per_byte:.4f}")
         table.add_row(
             "convention", f"{p.convention}, context {p.context}, stride {p.stride}, {'with' if p.bos else 'no'} BOS"

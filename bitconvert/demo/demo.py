@@ -58,8 +58,7 @@ def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
     recipe = _on_stories(recipe, written)
 
     warmup(str(MODEL), output / "ternary", recipe, reporter=reporter)
-    control = recipe.model_copy(update={"control": True})
-    warmup(str(MODEL), output / "control", control, reporter=reporter)
+    warmup(str(MODEL), output / "control", _control(recipe), reporter=reporter)
 
     rounded = pack(open_checkpoint(str(MODEL)), ["tq2_0"], output / "rounded", round_plain=True, reporter=reporter)
     packed = pack(open_checkpoint(str(output / "ternary")), ["tq2_0", "safetensors"], output, reporter=reporter)
@@ -101,6 +100,12 @@ def _write_json_lines(file: Path, seed: int, count: int) -> None:
 def _on_stories(recipe: Recipe, written: _Stories) -> Recipe:
     texts = {"sources": (str(written.training),), "held_out": (str(written.held_out),)}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=texts)})
+
+
+def _control(recipe: Recipe) -> Recipe:
+    """The same tokens in full precision, at a tenth of the learning rate: the full one would harm these weights."""
+    optimizer = recipe.optimizer.model_copy(update={"lr": recipe.optimizer.lr / 10})
+    return recipe.model_copy(update={"control": True, "optimizer": optimizer})
 
 
 class _Judge:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, GGUFValueType, dequantize
+from gguf import GGUFValueType, ReaderTensor, dequantize
 from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
-from transformers.integrations.bitnet import unpack_weights
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.models.gguf_file import open_gguf
 from bitconvert.models.gguf_source import LINEAGE_KEY, TERNARY_TYPES
-from bitconvert.models.gguf_types import register_q2_0
+from bitconvert.models.packed import unpack_bitnet
 from bitconvert.models.tokenizers import backend_json, pre_of, vocabulary_model
 from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
 from bitconvert.ternary.quantize import is_baked, ternarize
@@ -93,11 +92,9 @@ def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
 
 
 def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
-    """Two-bit codes, four rows a byte, and the scale beside them, which ``bitlinear`` stores inverted."""
+    """Two-bit codes, four rows a byte, and the scale beside them."""
     stored, beside = checkpoint.read(name), checkpoint.read(f"{name}_scale")
-    inverted = checkpoint.config["quantization_config"].get("linear_class", "bitlinear") == "bitlinear"
-    scale = 1 / beside.float() if inverted else beside.float()
-    codes = unpack_weights(stored, dtype=torch.int8)
+    codes, scale = unpack_bitnet(stored, beside, checkpoint.config)
     return _ternary(name, "U8, packed ternary", stored.nbytes + beside.nbytes, codes, scale)
 
 
@@ -105,15 +102,14 @@ def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
 
 
 def _gguf_tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
-    register_q2_0()
-    tensors = GGUFReader(checkpoint.path).tensors
+    tensors = open_gguf(checkpoint.path).tensors.values()
     for done, tensor in enumerate(tensors):
         reporter.advance(done, len(tensors))
         yield _gguf_tensor(tensor)
     reporter.advance(len(tensors), len(tensors))
 
 
-def _gguf_tensor(tensor: Any) -> TensorReport:
+def _gguf_tensor(tensor: ReaderTensor) -> TensorReport:
     """A tensor by what its bytes mean. A block whose codes are all 0 has lost its scale, and tells none."""
     kind, size = str(tensor.tensor_type.name), int(tensor.n_bytes)
     values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
@@ -189,14 +185,9 @@ def _pre(checkpoint: Checkpoint) -> str:
 
 
 def _gguf_metadata(checkpoint: Checkpoint) -> Metadata:
-    fields = GGUFReader(checkpoint.path).fields
-    scalars = {name: field for name, field in fields.items() if GGUFValueType.ARRAY not in field.types}
-    return {name: _shortest(field.contents()) for name, field in scalars.items() if name not in _HIDDEN_GGUF}
-
-
-def _shortest(value: str | int | float | bool) -> str | int | float | bool:
-    """A float32 with its own digits instead of float64's: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    file = open_gguf(checkpoint.path)
+    scalars = [name for name, field in file.fields.items() if GGUFValueType.ARRAY not in field.types]
+    return {name: file.get(name) for name in scalars if name not in _HIDDEN_GGUF}
 
 
 def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:

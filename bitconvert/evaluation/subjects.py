@@ -65,16 +65,15 @@ class TorchModel:
 
 @contextmanager
 def llama_cpp_subject(checkpoint: Checkpoint, context: int, threads: int | None) -> Iterator[Subject]:
-    """A GGUF file in llama.cpp, closed at the end of the block.
+    """A GGUF file (see ``require_gguf``) in llama.cpp, closed at the end of the block.
 
     Raises:
-        BitconvertError: it is no GGUF file, there is no llama.cpp, or it cannot load the file.
+        BitconvertError: there is no llama.cpp, or it cannot load the file.
     """
-    require_gguf(checkpoint)
     with open_runtime(checkpoint.path, context, threads=threads) as runtime:
 
         def predict(ids: Tensor, keep: int) -> Tensor:
-            rows = [torch.from_numpy(runtime.logits(row, len(row) - keep)) for row in ids.tolist()]
+            rows = [torch.tensor(runtime.logits(row, len(row) - keep)) for row in ids.tolist()]
             return torch.stack(rows)
 
         def tokenized(text: str, bos: bool | None) -> TokenizedText:
