@@ -63,8 +63,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with _disk_full_names(path):
             yield temporary
         with _errors_name(path):
-            for entry in [*temporary.rglob("*"), temporary]:
-                _sync(entry)
+            sync_tree(temporary)
             _take_place(temporary, path)
             _sync(path.parent)
     finally:
@@ -115,6 +114,12 @@ def _owner_is_alive(temporary: Path) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until a directory and everything below it is on disk."""
+    for path in [*directory.rglob("*"), directory]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from bitconvert.atomic import sync_tree
 from bitconvert.errors import BitconvertError
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.report import Reporter
@@ -202,7 +203,7 @@ class WarmupTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _sync_tree(staging / name)
+            sync_tree(staging / name)
             (staging / name).replace(final)
             staging.rmdir()
             rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
@@ -371,12 +372,3 @@ def uses_bf16(recipe: Recipe) -> bool:
     if recipe.training.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return recipe.training.precision == "bf16"
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

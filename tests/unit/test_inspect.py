@@ -20,19 +20,10 @@ from bitconvert.recipe import Scaling
 from bitconvert.report import InspectReport, Silent, TensorReport
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_gguf, write_model
+from tests.recording import Recorder
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 GGUF_DOWN = "blk.0.ffn_down.weight"
-
-
-class Recorder(Silent):
-    """A reporter that remembers the progress."""
-
-    def __init__(self) -> None:
-        self.progress: list[tuple[int, int]] = []
-
-    def advance(self, done: int, total: int) -> None:
-        self.progress.append((done, total))
 
 
 @pytest.fixture(scope="module")

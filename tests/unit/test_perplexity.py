@@ -36,16 +36,7 @@ from bitconvert.models.tokenizers import load_tokenizer
 from bitconvert.report import Perplexity, Silent
 
 VOCABULARY = 160
-
-
-class Recorder(Silent):
-    """A reporter that remembers the progress."""
-
-    def __init__(self) -> None:
-        self.progress: list[tuple[int, int]] = []
-
-    def advance(self, done: int, total: int) -> None:
-        self.progress.append((done, total))
+from tests.recording import Recorder
 
 
 @pytest.fixture(scope="module")
