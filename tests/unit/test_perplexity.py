@@ -34,9 +34,9 @@ from bitconvert.evaluation.windows import (
 )
 from bitconvert.models.tokenizers import load_tokenizer
 from bitconvert.report import Perplexity, Silent
+from tests.recording import Recorder
 
 VOCABULARY = 160
-from tests.recording import Recorder
 
 
 @pytest.fixture(scope="module")
