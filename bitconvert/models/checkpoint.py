@@ -116,13 +116,16 @@ class Checkpoint:
     def load(self) -> PreTrainedModel:
         """The model as its file means it, in float32 and evaluation mode.
 
-        A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them; a plain
-        model, or a GGUF file without ternary weights, stays as it is.
+        A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them: one
+        scale per token as in training, or for GGUF one per block as in llama.cpp. A plain model, or a GGUF file without
+        ternary weights, stays as it is.
         """
         model = self._load_packed() if self.kind == "packed" else self._load_float()
-        ternary = self._ternary_modules(model)
+        ternary = self._ternary_linears(model)
         if ternary:
             insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
+            for module, block in zip(bitlinears(model), ternary.values(), strict=True):
+                module.activation_block = block
             self._freeze(model)
         model.train(False)
         return model
@@ -143,13 +146,15 @@ class Checkpoint:
         for module in bitlinears(model):
             module.frozen = True
 
-    def _ternary_modules(self, model: PreTrainedModel) -> list[str]:
+    def _ternary_linears(self, model: PreTrainedModel) -> dict[str, int | None]:
+        """The linears that the file holds as ternary, in the model's order, each with its block of activations."""
         if self.kind == "plain":
-            return []
-        if self.kind == "gguf" and self.lineage is None:
-            types = gguf_source.tensor_types(self.path)
-            return [name for name in self._linears(model) if types[f"{name}.weight"] in gguf_source.TERNARY_TYPES]
-        return self._linears(model)
+            return {}
+        linears = self._linears(model)
+        if self.kind != "gguf":
+            return dict.fromkeys(linears)
+        blocks = gguf_source.activation_blocks(self.path)
+        return {name: blocks[f"{name}.weight"] for name in linears if f"{name}.weight" in blocks}
 
     def _linears(self, model: PreTrainedModel) -> list[str]:
         return self.family.ternary_modules(name for name, _ in model.named_modules())

@@ -23,12 +23,13 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models.families import Family
 from bitconvert.models.gguf_file import GgufFile, gguf_family, open_gguf
 from bitconvert.models.gguf_tokenizer import load_gguf_tokenizer as load_gguf_tokenizer
+from bitconvert.models.gguf_types import Q2_0, Q8_0, TQ1_0, TQ2_0
 from bitconvert.models.lineage import Lineage
 from bitconvert.models.rope import deinterleave_rows, recover_llama3
 
 LINEAGE_KEY = "bitconvert.lineage"
 
-TERNARY_TYPES = frozenset({"TQ1_0", "TQ2_0", "Q2_0"})
+TERNARY_TYPES = frozenset({TQ1_0.name, TQ2_0.name, Q2_0.name})
 """Types that hold nothing but codes and scales."""
 
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -90,6 +91,20 @@ def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
     file = open_gguf(path)
     return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(file, gguf_family(file)).items()}
+
+
+def activation_blocks(path: Path) -> dict[str, int]:
+    """How many activations share an int8 scale in llama.cpp, for each ternary matrix that meets int8 activations there.
+
+    Q8_0 counts as ternary in the files that bitconvert wrote, where it is the fallback for rows of odd lengths; a
+    matrix that fell back to F16 meets float activations and is absent.
+
+    Returns:
+        A block length for each weight, by its Hugging Face name.
+    """
+    kinds = (TQ1_0, TQ2_0, Q2_0) if gguf_lineage(path) is None else (TQ1_0, TQ2_0, Q2_0, Q8_0)
+    blocks = {kind.name: kind.activation_block for kind in kinds}
+    return {name: block for name, kind in tensor_types(path).items() if (block := blocks.get(kind)) is not None}
 
 
 def load_gguf_model(path: Path) -> LlamaForCausalLM:

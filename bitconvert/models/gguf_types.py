@@ -24,6 +24,8 @@ class GgufType:
         file_type: ``general.file_type`` of a file that mostly holds this type (``llama_ftype``).
         block: weights per block; a row must be a whole number of blocks.
         block_bytes: bytes per block.
+        activation_block: how many activations share an int8 scale where llama.cpp multiplies them with this type (its
+            ``vec_dot_type``: Q8_K for TQ1_0 and TQ2_0, Q8_0 for Q2_0 and Q8_0); None where they stay floats.
     """
 
     name: str
@@ -31,6 +33,7 @@ class GgufType:
     file_type: int
     block: int
     block_bytes: int
+    activation_block: int | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -48,10 +51,10 @@ class GgufType:
 
 F32 = GgufType("F32", 0, 0, 1, 4)
 F16 = GgufType("F16", 1, 1, 1, 2)
-Q8_0 = GgufType("Q8_0", 8, 7, 32, 34)
-TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54)
-TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66)
-Q2_0 = GgufType("Q2_0", 42, 41, 64, 18)
+Q8_0 = GgufType("Q8_0", 8, 7, 32, 34, activation_block=32)
+TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54, activation_block=256)
+TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66, activation_block=256)
+Q2_0 = GgufType("Q2_0", 42, 41, 64, 18, activation_block=32)
 
 
 def register_q2_0() -> None:

@@ -51,6 +51,7 @@ class BitLinear(nn.Linear):
         lam: the model's shared λ.
         scaling: estimator and granularity of the weight's scale.
         frozen: whether ``weight`` already is ternary, so that no forward has to round it again.
+        activation_block: how many activations share an int8 scale; None for all of a token's (see ``fake_int8``).
     """
 
     def __init__(self, linear: nn.Linear, scaling: Scaling, lam: Lambda) -> None:
@@ -62,11 +63,12 @@ class BitLinear(nn.Linear):
         self.scaling = scaling
         self.lam = lam
         self.frozen = False
+        self.activation_block: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
         weight = self.weight if self.frozen else fake_ternarize(self.weight, self.lam.value, self.scaling)
-        return functional.linear(fake_int8(x, self.lam.value), weight, self.bias)
+        return functional.linear(fake_int8(x, self.lam.value, self.activation_block), weight, self.bias)
 
     @torch.no_grad()
     def freeze(self) -> None:

@@ -82,22 +82,24 @@ def fake_ternarize(weight: Tensor, lam: Tensor, scaling: Scaling) -> Tensor:
     return blended
 
 
-def fake_int8(x: Tensor, lam: Tensor) -> Tensor:
-    """Blend activations into their int8 value, one absmax scale per token, gradient straight through.
+def fake_int8(x: Tensor, lam: Tensor, block: int | None = None) -> Tensor:
+    """Blend activations into their int8 value, one absmax scale per token or block, gradient straight through.
 
     Args:
         x: activations, shape (..., features), any float dtype.
         lam: scalar tensor, as for the weights.
+        block: how many consecutive features share a scale, as in llama.cpp; None for all of a token's, as in BitNet.
 
     Returns:
         Tensor of ``x``'s shape and dtype.
     """
     with torch.no_grad():
-        full = x.float()
+        full = x.float() if block is None else x.float().reshape(*x.shape[:-1], -1, block)
         per_step = INT8_MAX / full.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST_SCALE)
         # Multiplied and divided in this order, the result is bit for bit that of transformers' bitnet integration.
         rounded = (full * per_step).round_().clamp_(-INT8_MAX - 1, INT8_MAX) / per_step
-    blended: Tensor = _StraightThrough.apply(x, rounded.to(x.dtype), lam)  # type: ignore[no-untyped-call]
+        rounded = rounded.view(x.shape).to(x.dtype)
+    blended: Tensor = _StraightThrough.apply(x, rounded, lam)  # type: ignore[no-untyped-call]
     return blended
 
 

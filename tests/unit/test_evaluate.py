@@ -6,16 +6,22 @@ import hashlib
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation import runtimes, subjects
 from bitconvert.evaluation.evaluate import evaluate
+from bitconvert.models import gguf_source
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
@@ -27,6 +33,23 @@ from tests.models import write_gguf, write_model
 CONTEXT = 64
 
 
+def write_latent(directory: Path, **changes: Any) -> Path:
+    """A tiny random model as warmup would leave it."""
+    write_model(directory, "smollm2", **changes)
+    Lineage(source="tiny", lam=1.0, scaling=Scaling(), tokens_seen=1).save(directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": ONLINE_BITNET}))
+    return directory
+
+
+@contextmanager
+def edited_safetensors(path: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file, to be changed in place; saved at the end of the block."""
+    tensors = load_file(path)
+    yield tensors
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def text(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "short.txt"
@@ -35,13 +58,9 @@ def text(story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def latent(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as warmup would leave it."""
-    directory = write_model(tmp_path_factory.mktemp("latent") / "tiny", "smollm2")
-    Lineage(source=str(smollm), lam=1.0, scaling=Scaling(), tokens_seen=1).save(directory)
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "quantization_config": ONLINE_BITNET}))
-    return directory
+    return write_latent(tmp_path_factory.mktemp("latent") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +184,35 @@ def test_llama_cpp_agrees_with_torch(packed: dict[str, str], latent: Path, text:
     assert report.comparison.kl < 1e-3
     assert ppl_of(report).ppl == pytest.approx(ours.ppl, rel=0.01)
     assert (ppl_of(report).tokens_scored, ppl_of(report).bytes_scored) == (ours.tokens_scored, ours.bytes_scored)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "columns", "stored"),
+    [
+        ("tq1_0", 512, "TQ1_0"),
+        ("tq2_0", 512, "TQ2_0"),
+        ("q2_0", 512, "Q2_0"),
+        ("q2_0", 480, "Q8_0"),
+        ("q2_0", 500, "F16"),
+    ],
+)
+def test_activations_are_rounded_in_llama_cpps_blocks(
+    tmp_path: Path, text: Path, format_name: str, columns: int, stored: str
+) -> None:
+    """With outliers among the activations it matters how many of them share a scale."""
+    pytest.importorskip("xllamacpp")
+    latent = write_latent(tmp_path / "latent", hidden_size=512, intermediate_size=columns, layers=1)
+    with edited_safetensors(latent / "model.safetensors") as weights:
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.0.{norm}.weight"][:2] *= 100
+    path = pack(open_checkpoint(str(latent)), [format_name], tmp_path, reporter=Silent()).files[0].path
+    assert gguf_source.tensor_types(Path(path))["model.layers.0.mlp.down_proj.weight"] == stored
+    settings = {"data": text, "context": CONTEXT, "runtime": "llama.cpp"}
+    blocks, tokens = (evaluate(path, **settings, against=original).comparison for original in (path, str(latent)))  # type: ignore[arg-type]
+    assert blocks is not None
+    assert tokens is not None
+    assert blocks.kl < 2e-4
+    assert tokens.kl > 5 * blocks.kl
 
 
 def test_llama_cpp_wants_a_gguf_file(smollm: Path, text: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,6 +126,17 @@ def test_int8_error_is_at_most_half_a_step(seed: int, size: float) -> None:
     step = x.abs().amax(-1, keepdim=True) / 127
     assert ((fake_int8(x, ONE) - x).abs() <= step * 0.5001).all()
     assert torch.equal(fake_int8(x, ZERO), x)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**20), size=st.sampled_from([1e-3, 1.0, 1e4]))
+def test_int8_in_blocks_of_32_rounds_as_ggml_rounds_to_q8_0(seed: int, size: float) -> None:
+    x = random_weight(7, 96, seed, size)
+    theirs = gguf.quantize(x.numpy(), gguf.GGMLQuantizationType.Q8_0).reshape(7, 3, 34)[:, :, 2:].view(np.int8)
+    per_step = 127 / x.view(7, 3, 32).abs().amax(-1, keepdim=True)
+    ours = (fake_int8(x, ONE, block=32).view(7, 3, 32) * per_step).round()
+    assert np.abs(ours.numpy() - theirs).max() <= 1
+    assert np.mean(ours.numpy() != theirs) < 0.01  # a value half-way between two codes may go either way
 
 
 def test_a_zero_weight_stays_zero() -> None:
