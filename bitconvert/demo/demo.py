@@ -25,7 +25,7 @@ from bitconvert.report import DemoReport, DemoRow, PackedFile, Reporter
 from bitconvert.training.warmup import warmup
 
 MODEL = Path(__file__).parent / "model"
-PROMPT = "One morning"
+PROMPT = "Once, there was a"
 
 _TOKENS_PER_STORY = 100  # fewer than the shortest, so that no training story is seen twice
 _JUDGED_CHARACTERS = 150_000

@@ -21,18 +21,20 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bitconvert.demo.stories import HELD_OUT_SEED, MODEL_SEED, stories, text
+from bitconvert.demo.stories import HELD_OUT_SEED, LEXICON, MODEL_SEED, stories, text
 
 CONTEXT = 256
 VOCABULARY = 1024
 END = "<|endoftext|>"
 BATCH = 8
-PEAK_LEARNING_RATE = 3e-3
+PEAK_LEARNING_RATES = {"matrices": 0.02, "rest": 3e-3}
 WARMUP_STEPS = 100
-WEIGHT_DECAY = 0.1
+WEIGHT_DECAY = 0.01
+NAME_WEIGHT = 20.0
 HELD_OUT_CHARACTERS = 200_000
 
 
@@ -96,28 +98,52 @@ def blocks(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Tensor]:
 
 
 def learning_rate_at(progress: float, step: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
-    return PEAK_LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    """Share of the peak: linear warm-up, then a cosine down to zero."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def train(model: LlamaForCausalLM, batches: Iterator[Tensor], steps: int) -> None:
-    """AdamW, decay on matrices only; one progress line a hundred steps."""
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    gains = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+def name_weight_at(progress: float) -> float:
+    """How much a name counts in the loss: a lot for a quarter of the run, as much as any token after half of it.
+
+    To look up in the story who it is about is a small gain per token, and the last thing that a model learns: without
+    this push, six million tokens leave it at "some girl's name".
+    """
+    return 1.0 + (NAME_WEIGHT - 1.0) * min(1.0, max(0.0, 2.0 - 4.0 * progress))
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    named = list(model.named_parameters())
+    matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]
+    rest = [weight for name, weight in named if weight.ndim == 1 or "embed" in name]
+    rates = PEAK_LEARNING_RATES
+    return [
+        torch.optim.Muon(matrices, lr=rates["matrices"], weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(rest, lr=rates["rest"], betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(model: LlamaForCausalLM, batches: Iterator[Tensor], steps: int, names: Tensor) -> None:
+    """Minimize the cross-entropy; one progress line a hundred steps."""
+    both = optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: learning_rate_at(step / steps, step)) for one in both
+    ]
     model.train()
     start = time.perf_counter()
     recent = 0.0
     for step, batch in enumerate(itertools.islice(batches, steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step / steps, step)
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
+        targets = batch[:, 1:].flatten()
+        losses = cross_entropy(model(input_ids=batch).logits[:, :-1].flatten(0, 1), targets, reduction="none")
+        weights = torch.where(torch.isin(targets, names), name_weight_at(step / steps), 1.0)
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent += loss.item()
+        for optimizer, schedule in zip(both, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        recent += losses.mean().item()
         if (step + 1) % 100 == 0:
             speed = (step + 1) * batch.numel() / (time.perf_counter() - start)
             print(f"step {step + 1}/{steps}  loss {recent / 100:.4f}  {speed:.0f} tokens/s", file=sys.stderr)
@@ -155,7 +181,8 @@ def main() -> None:
     tokenizer = train_tokenizer()
     model = new_model()
     steps = arguments.tokens // (BATCH * CONTEXT)
-    train(model, blocks(tokenizer, MODEL_SEED), steps)
+    names = torch.tensor(tokenizer.convert_tokens_to_ids([f"Ġ{name}" for name in LEXICON["name"]]))
+    train(model, blocks(tokenizer, MODEL_SEED), steps, names)
     seconds = time.perf_counter() - start
 
     perplexity = held_out_perplexity(model, tokenizer)
@@ -166,7 +193,7 @@ def main() -> None:
         "parameters": model.num_parameters(),
         "tokens_seen": steps * BATCH * CONTEXT,
         "batch": BATCH,
-        "peak_learning_rate": PEAK_LEARNING_RATE,
+        "peak_learning_rates": PEAK_LEARNING_RATES,
         "held_out_perplexity_float32": round(perplexity, 5),
         "held_out_perplexity": round(held_out_perplexity(saved, tokenizer), 5),
         "wall_seconds": round(seconds, 1),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import bitconvert.demo
-from bitconvert.demo.stories import HELD_OUT_SEED, text
+from bitconvert.demo.stories import HELD_OUT_SEED, LEXICON, text
 
 MODEL = Path(bitconvert.demo.__file__).parent / "model"
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -55,6 +55,17 @@ def test_a_story_ends_with_a_blank_line_or_the_end_of_text(
         logits = model(input_ids=torch.tensor([tokenizer(story)["input_ids"]])).logits[0, -1]
     ends = {tokenizer.eos_token_id, *tokenizer(story + "\n\n")["input_ids"][-2:]}
     assert sum(logits.softmax(-1)[end].item() for end in ends) > 0.5
+
+
+@torch.no_grad()
+def test_the_model_remembers_who_the_story_is_about(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    told = "Once, there was a brave little fox named {}. {} liked to sing and to play chess. One Friday morning,"
+    people = [(name, "She") for name in LEXICON["girl"]] + [(name, "He") for name in LEXICON["boy"]]
+    prompts = torch.tensor([tokenizer(told.format(name, he))["input_ids"] for name, he in people])
+    guesses = tokenizer.convert_ids_to_tokens(model(input_ids=prompts).logits[:, -1].argmax(-1))
+    assert sum(guess == f"Ġ{name}" for guess, (name, _) in zip(guesses, people, strict=True)) >= 36
 
 
 def test_parameters_are_between_one_and_three_million(model: LlamaForCausalLM) -> None:
