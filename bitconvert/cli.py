@@ -17,6 +17,7 @@ import typer
 from bitconvert.errors import BitconvertError, UsageError
 
 if TYPE_CHECKING:
+    from bitconvert.models.checkpoint import Checkpoint
     from bitconvert.recipe import Recipe
     from bitconvert.report import Reporter
 
@@ -124,7 +125,7 @@ def pack(
         report = run(
             opened,
             formats,
-            output or _beside(opened.path),
+            output or _beside(opened),
             round_plain=round_plain,
             embedding_type=embedding_type,
             reporter=reporter,
@@ -137,19 +138,21 @@ def eval_(
     model: Model,
     ppl: Annotated[bool, typer.Option("--ppl", help="Measure perplexity on --data.")] = False,
     data: Annotated[Path | None, typer.Option(help="Text: .txt, .jsonl, .parquet, or a directory of them.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens per window. Default: 512, or the model's limit.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per window. Default: 512, or the model's limit.")
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens between windows (hf convention). Default: context.")
+        int | None, typer.Option(min=1, help="Tokens between windows (hf convention). Default: context.")
     ] = None,
     convention: Annotated[
         Convention, typer.Option(help="hf: all tokens of the windows. llama.cpp: each window's second half.")
     ] = Convention.hf,
     bos: Annotated[bool | None, typer.Option(help="Begin with BOS. Default: as the tokenizer does.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Measure on the first so many tokens only.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Measure on the first so many tokens only.")] = None,
     against: Annotated[str | None, typer.Option(help="The original: adds KL, top-1 agreement, ppl ratio.")] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="Tasks for lm-eval. Repeatable.")] = None,
     runtime: Annotated[Runtime, typer.Option(help="Who computes: torch, or llama.cpp itself (GGUF).")] = Runtime.torch,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model: perplexity, distance to its original, task suites."""
@@ -182,9 +185,9 @@ def eval_(
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to go on from; with --chat, the user's message.")],
-    max_tokens: Annotated[int, typer.Option(help="The most to write.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the most probable token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     runtime: Annotated[
         AnyRuntime, typer.Option(help="auto: llama.cpp for GGUF where it is installed, else torch.")
@@ -261,7 +264,9 @@ def main() -> NoReturn:
     except BitconvertError as error:
         _fail(error)
     except _ClickError as error:
-        _fail(UsageError(_one_line(error.format_message()), "bitconvert --help, or bitconvert COMMAND --help"))
+        if message := _one_line(error.format_message()):
+            _fail(UsageError(message, "bitconvert --help, or bitconvert COMMAND --help"))
+        sys.exit(2)  # no command at all: the help has been shown
     except typer.Abort:
         _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=130))
     except KeyboardInterrupt:
@@ -345,5 +350,6 @@ def _beside_name(model: str) -> str:
     return Path(model).name.removesuffix(".gguf")
 
 
-def _beside(checkpoint: Path) -> Path:
-    return checkpoint.resolve().parent
+def _beside(checkpoint: Checkpoint) -> Path:
+    """Where the files of a checkpoint go: next to it, or here where it lies in the hub's cache."""
+    return checkpoint.path.resolve().parent if Path(checkpoint.name).expanduser().exists() else Path()

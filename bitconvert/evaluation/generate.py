@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, require_gguf
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.models.generation import without_own_defaults
 from bitconvert.report import GenerateReport, Reporter, Silent
 
 Choice = Literal["auto", "torch", "llama.cpp"]
@@ -97,15 +99,16 @@ def _by_torch(checkpoint: Checkpoint, wish: _Wish) -> str:
     if ids.shape[1] == 0:
         raise UsageError("the prompt is empty, and this model has no BOS to begin with", "give a --prompt")
     ends = _ends(loaded)
-    sampling = {"do_sample": True, "temperature": wish.temperature, "top_k": 0} if wish.temperature else {}
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=room - ids.shape[1],
+        do_sample=wish.temperature > 0,
+        temperature=wish.temperature or None,
+        top_k=0,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,  # asked for, though one text needs no padding
-        **sampling,
     )
     write: Any = loaded.model.generate
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng(), torch.inference_mode(), without_own_defaults(loaded.model):
         torch.manual_seed(wish.seed)
         both = write(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].tolist()
     written = both[ids.shape[1] :]
@@ -146,5 +149,5 @@ def _without_bos(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
 def _check_arguments(max_tokens: int, temperature: float) -> None:
     if max_tokens < 1:
         raise UsageError(f"--max-tokens is {max_tokens}", "give at least 1")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}", "give 0 for the most probable text, or more")

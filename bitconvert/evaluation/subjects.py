@@ -105,7 +105,8 @@ def has_llama_cpp() -> bool:
 
 def tokenize_by(tokenizer: PreTrainedTokenizerFast, text: str, bos: bool | None) -> TokenizedText:
     """Tokens of a text; BOS comes first if asked for, and by default if the tokenizer itself would add it."""
-    adds_bos = tokenizer("", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
+    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    adds_bos = len(framed) > 1 and framed[0] == tokenizer.bos_token_id
     return tokenize(text, tokenizer, _chosen_bos(tokenizer.bos_token_id, adds_bos, bos))
 
 

@@ -29,6 +29,7 @@ Kind = Literal["plain", "latent", "packed", "gguf"]
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
 _HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
@@ -79,8 +80,10 @@ class Checkpoint:
         """Read one tensor in its stored dtype.
 
         Raises:
-            BitconvertError: it is cut off, or holds NaN or infinity.
+            BitconvertError: it is missing, cut off, or holds NaN or infinity.
         """
+        if name not in self._files:
+            raise BitconvertError(f"{self.name}: tensor {name} is missing", "download or pack the model again")
         with _open_safetensors(self._files[name]) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         _check_finite(self.name, name, tensor)
@@ -107,9 +110,9 @@ class Checkpoint:
         if self.kind == "packed":
             raise _no_latent_weights(f"{self.name}: its weights are packed ternary codes")
         model = self._load_float()
-        modules = [name for name, _ in model.named_modules()]
-        for module in self.family.ternary_modules(modules):
-            if is_baked(model.get_submodule(module).weight):  # type: ignore[arg-type]
+        stored = gguf_source.activation_blocks(self.path) if self.kind == "gguf" else {}
+        for module in self._linears(model):
+            if f"{module}.weight" in stored or is_baked(model.get_submodule(module).weight):  # type: ignore[arg-type]
                 raise _no_latent_weights(f"{self.name}: tensor {module}.weight already is ternary (baked)")
         return model
 
@@ -169,9 +172,9 @@ class Checkpoint:
         return model
 
     def _load_packed(self) -> PreTrainedModel:
-        state = {name: self.read(name) for name in self.tensor_names()}
+        state = {name: self.read(name) for name in self.tensor_names() if not name.endswith("weight_scale")}
         for name in [name for name in state if state[name].dtype == torch.uint8]:
-            state[name] = unpack_bitnet(state[name], state.pop(f"{name}_scale"), self.config).dequantize()
+            state[name] = unpack_bitnet(state[name], self.read(f"{name}_scale"), self.config).dequantize()
         return _load_directory(self, state)
 
 
@@ -320,6 +323,12 @@ def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> 
         raise BitconvertError(
             f"{checkpoint.name}: tensor {missing[0]} is missing ({len(missing)} in all)", "download the model again"
         )
+    homeless = sorted(name for name in info["unexpected_keys"] if not name.endswith(_NEEDLESS))
+    if homeless:
+        raise BitconvertError(
+            f"{checkpoint.name}: tensor {homeless[0]} has no place in the model ({len(homeless)} in all)",
+            "the weights must belong to its config.json",
+        )
     loaded: PreTrainedModel = model
     return loaded
 
@@ -335,5 +344,5 @@ def _check_finite(name: str, tensor_name: str, tensor: Tensor) -> None:
 def _no_latent_weights(what: str) -> BitconvertError:
     return BitconvertError(
         f"{what}: there are no latent weights left to train",
-        "warmup needs the original model, or the latent checkpoint that an earlier warmup wrote",
+        "warmup needs the original model",
     )

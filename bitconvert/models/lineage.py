@@ -23,7 +23,7 @@ class Lineage(BaseModel):
         source: the original model as the user named it.
         lam: λ at the end; below 1 the model is not ternary yet.
         scaling: estimator and granularity of the scales the weights were trained under.
-        tokens_seen: training tokens, all runs together.
+        tokens_seen: training tokens.
         steps: optimizer steps.
         data: what it was trained on, in words.
         seed: of the training run.

@@ -122,6 +122,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         )
     if not has_json:
         _space_like_sentencepiece(tokenizer.backend_tokenizer)
+    tokenizer.backend_tokenizer.no_truncation()  # both are saved with a tokenizer that was last used so
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 

@@ -143,7 +143,7 @@ def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
     if checkpoint.lineage is not None and checkpoint.lineage.lam < 1:
         raise BitconvertError(
             f"{checkpoint.name}: not ternary yet, its training stopped at λ = {checkpoint.lineage.lam:.3g}",
-            "finish it with `bitconvert warmup --resume`, then pack",
+            "warm the original up until λ is 1, then pack",
         )
     if checkpoint.kind == "latent":
         return []

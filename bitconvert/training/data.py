@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
+from bitconvert.models.generation import without_own_defaults
 from bitconvert.models.texts import TEXT_FIELD, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report import Reporter
 
-_LAYOUT = "tokens-1"  # part of every cache key: change it when the meaning of the cached bytes changes
+_LAYOUT = "tokens-2"  # part of every cache key: change it when the meaning of the cached bytes changes
 _DOCUMENTS_AT_ONCE = 256
 _SAMPLED_AT_ONCE = 32
 
@@ -164,6 +165,7 @@ def _documents(sources: list[str], digest: Any) -> Iterator[str]:
     if len(local) == len(sources):
         for file in text_files(sources):
             with file.open("rb") as stream:
+                digest.update("".join(file.suffixes).encode())  # the same bytes read as another type are another text
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return read_texts(sources)
     if len(sources) == 1 and not sources[0].startswith((".", "/", "~")):
@@ -213,7 +215,7 @@ def _sample(
         raise BitconvertError(
             "the tokenizer has no token that begins a text, so none can be sampled", "give a text with --data"
         )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), without_own_defaults(model):
         torch.manual_seed(seed)
         for done in range(0, windows, _SAMPLED_AT_ONCE):
             prompts = torch.full((min(_SAMPLED_AT_ONCE, windows - done), 1), start, device=model.device)

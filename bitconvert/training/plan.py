@@ -6,22 +6,24 @@ import torch
 import transformers
 from torch import nn
 
-from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.report import WarmupPlan
 from bitconvert.training.trainer import uses_bf16
 
 _LATENT_BYTES = 4 + 4 + 8  # float32 latent and gradient, two float32 moments of AdamW
-_LOGIT_COPIES = 4  # student's logits, their gradient, both log-distributions of the KL term
+_LOGIT_COPIES = 9  # float32 tensors of the logits' size at the peak of the backward pass, measured with KL and CE
 
 
 def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
     """Foresee a warmup without loading a weight.
 
     Raises:
-        BitconvertError: the model cannot be opened.
+        BitconvertError: the model cannot be opened, or is not one to train.
     """
     checkpoint = open_checkpoint(model)
+    require_trainable(checkpoint, recipe)
     skeleton = _skeleton(checkpoint.family.architecture, checkpoint.config)
     names = checkpoint.family.ternary_modules(name for name, _ in skeleton.named_modules())
     parameters = sum(p.numel() for p in skeleton.parameters())
@@ -38,6 +40,26 @@ def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
         memory_bytes=_memory(parameters, int(checkpoint.config["vocab_size"]), recipe),
         recipe=recipe.model_dump(mode="json"),
     )
+
+
+def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse a model that a recipe cannot train, as far as its config tells.
+
+    Raises:
+        BitconvertError: it has been warmed up already: its latents are no teacher, and at λ = 0 no model.
+        UsageError: its context is shorter than the recipe's windows.
+    """
+    if checkpoint.kind == "latent":
+        source = f", {checkpoint.lineage.source}," if checkpoint.lineage else ""
+        raise BitconvertError(
+            f"{checkpoint.name}: was warmed up already", f"give the original{source} and more training.tokens"
+        )
+    limit = int(checkpoint.config.get("max_position_embeddings", recipe.training.context))
+    if recipe.training.context > limit:
+        raise UsageError(
+            f"{checkpoint.name}: made for contexts of up to {limit} tokens, not {recipe.training.context}",
+            f"--set training.context={limit}",
+        )
 
 
 def _skeleton(architecture: str, config: dict[str, object]) -> nn.Module:

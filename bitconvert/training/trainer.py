@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from bitconvert.atomic import sync_tree
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, held_latent, held_ternary
@@ -116,14 +117,14 @@ class WarmupTrainer(Trainer):
         )
         if model.training:
             self._parts = {"kl": self._parts["kl"] + kl, "ce": self._parts["ce"] + ce}
-            if num_items_in_batch is not None:
-                loss = loss * self.accelerator.num_processes  # DDP averages over ranks what was summed over all tokens
         return (loss, outputs) if return_outputs else loss
 
     def _frozen(self, teacher: PreTrainedModel) -> PreTrainedModel:
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         teacher.requires_grad_(False).train(False)
-        nn.Module.to(teacher, self.args.device, dtype)
+        nn.Module.to(teacher, self.args.device)
+        for parameter in teacher.parameters():
+            parameter.data = parameter.data.to(dtype)  # not the buffers: rotary frequencies need their float32
         return teacher
 
     @torch.no_grad()
@@ -138,7 +139,7 @@ class WarmupTrainer(Trainer):
         if not math.isfinite(float(sum(self._parts.values()))):
             raise BitconvertError(
                 f"the loss is not finite at step {self.state.global_step}",
-                "lower optimizer.lr or lengthen lam.reach_one_at; the last checkpoint is whole (--resume)",
+                "start again with a lower optimizer.lr or a longer lam.reach_one_at (another --output keeps this run)",
             )
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
@@ -201,17 +202,14 @@ class WarmupTrainer(Trainer):
         final = self._checkpoints / name
         with self._clock_stopped(), self._output_moved_to(final.parent / "unfinished") as staging:
             super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            sync_tree(staging / name)
-            (staging / name).replace(final)
-            staging.rmdir()
-            rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
+        sync_tree(staging / name)
+        (staging / name).replace(final)
+        staging.rmdir()
+        rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
 
     @contextmanager
     def _output_moved_to(self, directory: Path) -> Iterator[Path]:
-        if self.args.should_save:
-            shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
         before, self.args.output_dir = self.args.output_dir, str(directory)
         try:
             yield directory
@@ -235,9 +233,8 @@ class WarmupTrainer(Trainer):
         """Append one line to metrics.jsonl and show it."""
         line = {"step": self.state.global_step, "tokens": self.state.global_step * self.tokens_per_step, **metrics}
         line.pop("epoch", None)
-        if self.args.should_save:
-            with self._metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
 
     def _outlook(self, tokens_per_second: float | None) -> dict[str, float]:
@@ -251,14 +248,14 @@ class WarmupTrainer(Trainer):
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
-        if self.args.should_save and self._metrics_file.exists():
+        if self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             self._metrics_file.write_text("".join(kept), encoding="utf-8")
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in an optimizer step, over all devices."""
+        """Tokens in an optimizer step."""
         return self.recipe.training.batch_size * self.recipe.training.context
 
     def _training_metrics(self, logs: dict[str, float]) -> dict[str, float]:
@@ -326,23 +323,20 @@ def last_checkpoint(run_directory: Path) -> Path | None:
 
 
 def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments:
-    """What Trainer has to know of a recipe."""
+    """What Trainer has to know of a recipe.
+
+    Raises:
+        UsageError: it is one of several processes, or a tracker's package is missing.
+    """
     options = recipe.training
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    per_device = options.micro_batch_size * devices
-    if options.batch_size % per_device:
-        raise BitconvertError(
-            f"training.batch_size {options.batch_size} does not divide into {devices} processes of "
-            f"{options.micro_batch_size} windows each",
-            "choose a multiple of processes * training.micro_batch_size",
-            exit_code=2,
-        )
-    return TrainingArguments(
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
+    arguments = TrainingArguments(
         output_dir=str(run_directory / CHECKPOINTS),
         max_steps=options.steps,
         per_device_train_batch_size=options.micro_batch_size,
         per_device_eval_batch_size=options.micro_batch_size,
-        gradient_accumulation_steps=options.batch_size // per_device,
+        gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
         max_grad_norm=recipe.optimizer.max_grad_norm,
         bf16=uses_bf16(recipe),
         activation_checkpointing=options.activation_checkpointing,
@@ -358,13 +352,22 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         save_strategy="steps",
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
-        report_to=list(options.trackers) or "none",
+        report_to=[_installed(tracker) for tracker in options.trackers] or "none",
         use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else Trainer splits each batch over all GPUs it sees, whose losses do not add up to ours
+    return arguments
+
+
+def _installed(tracker: str) -> str:
+    if importlib.util.find_spec(tracker) is None:
+        raise UsageError(f"training.trackers: {tracker} is not installed", f"pip install {tracker}")
+    return tracker
 
 
 def uses_bf16(recipe: Recipe) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 import signal
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from bitconvert.atomic import atomic_directory
@@ -28,11 +31,13 @@ from bitconvert.training.data import (
     ShuffledWindows,
     Tokens,
     Windows,
+    cache_directory,
     first_windows,
     sample_tokens,
     split_held_out,
     tokenize,
 )
+from bitconvert.training.plan import require_trainable
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.trainer import METRICS, WarmupTrainer, last_checkpoint
 
@@ -62,47 +67,83 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
         BitconvertError: for input that cannot be used, or a loss that diverges.
     """
     started = time.monotonic()
-    run_directory = _begin_or_resume(output, model, recipe, resume)
-    set_seed(recipe.training.seed)
+    with _only_run_in(partial_directory(output)) as run_directory, _memory_errors_named():
+        _begin_or_resume(run_directory, output, model, recipe, resume)
+        set_seed(recipe.training.seed)
 
-    reporter.stage(f"loading {model}")
-    checkpoint = open_checkpoint(model)
-    tokenizer = checkpoint.tokenizer()
-    teacher = checkpoint.load_latent()
-    student, lam = _student(teacher, checkpoint, recipe)
+        reporter.stage(f"loading {model}")
+        checkpoint = open_checkpoint(model)
+        require_trainable(checkpoint, recipe)
+        tokenizer = checkpoint.tokenizer()
+        teacher = checkpoint.load_latent()
+        student, lam = _student(teacher, checkpoint, recipe)
 
-    tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
-    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
-    order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
+        tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
+        windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+        order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
 
-    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
-    _train(trainer, tokens, run_directory, output, reporter)
+        trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
+        _train(trainer, tokens, run_directory, output, reporter)
 
-    reporter.stage(f"saving {output}")
-    report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
-    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
-    _save(student, tokenizer, lineage, report, run_directory, output)
-    return report
+        reporter.stage(f"saving {output}")
+        report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+        lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
+        _save(student, tokenizer, lineage, report, run_directory, output)
+        return report
 
 
-def _begin_or_resume(output: Path, model: str, recipe: Recipe, resume: bool) -> Path:
-    """The run's directory, new or of the same run as before."""
-    run_directory = partial_directory(output)
+@contextmanager
+def _only_run_in(run_directory: Path) -> Iterator[Path]:
+    """Keep other processes out of a run's directory, and leave none behind that holds no checkpoint.
+
+    Raises:
+        UsageError: another process is at work there.
+    """
+    name = hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
+    locks = cache_directory() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / name, timeout=0):
+            try:
+                yield run_directory
+            finally:
+                if (run_directory / _RUN).exists() and last_checkpoint(run_directory) is None:
+                    shutil.rmtree(run_directory)
+    except Timeout as error:
+        raise UsageError(
+            f"{run_directory}: another process is training there", "wait for it, or choose another --output"
+        ) from error
+
+
+@contextmanager
+def _memory_errors_named() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BitconvertError(
+            f"out of memory ({str(error).splitlines()[0]})",
+            "lower training.micro_batch_size, or set training.activation_checkpointing=true",
+        ) from error
+
+
+def _begin_or_resume(run_directory: Path, output: Path, model: str, recipe: Recipe, resume: bool) -> None:
+    """Make the run's directory, or see that it is of the same run as before."""
     if output.exists():
         raise UsageError(f"{output}: exists already", "choose another --output, or remove it")
-    if not resume:
-        if last_checkpoint(run_directory):
+    if resume:
+        begun_with, begun_recipe = unfinished_run(output)
+        if begun_with != model or begun_recipe != recipe:
             raise UsageError(
-                f"{run_directory}: an unfinished run is here", "continue it with --resume, or remove the directory"
+                f"{run_directory}: was begun with other options", f"resume it as it was begun: {run_directory / RECIPE}"
             )
-        _begin(run_directory, model, recipe)
-        return run_directory
-    begun_with, begun_recipe = unfinished_run(output)
-    if begun_with != model or begun_recipe != recipe:
+        return
+    if last_checkpoint(run_directory):
         raise UsageError(
-            f"{run_directory}: was begun with other options", f"resume it as it was begun: {run_directory / RECIPE}"
+            f"{run_directory}: an unfinished run is here", "continue it with --resume, or remove the directory"
         )
-    return run_directory
+    if run_directory.exists() and not (run_directory / _RUN).exists():
+        raise UsageError(f"{run_directory}: exists, and is no run", "choose another --output, or remove it")
+    _begin(run_directory, model, recipe)
 
 
 def partial_directory(output: Path) -> Path:
@@ -209,13 +250,12 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
 
 
 def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, trainer: WarmupTrainer) -> Lineage:
-    earlier = checkpoint.lineage
     return Lineage(
-        source=earlier.source if earlier else checkpoint.name,
+        source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
-        tokens_seen=trainer.state.global_step * trainer.tokens_per_step + (earlier.tokens_seen if earlier else 0),
-        steps=trainer.state.global_step + (earlier.steps if earlier else 0),
+        tokens_seen=trainer.state.global_step * trainer.tokens_per_step,
+        steps=trainer.state.global_step,
         data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",
         seed=recipe.training.seed,
     )

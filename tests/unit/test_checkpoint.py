@@ -175,6 +175,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_weights(d, lambda t: t.pop("model.layers.0.mlp.up_proj.weight")),
         "tensor model.layers.0.mlp.up_proj.weight is missing",
     ),
+    "homeless tensor": (
+        lambda d: edit_weights(d, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(256)})),
+        "tensor model.layers.0.self_attn.q_proj.bias has no place in the model",
+    ),
     "wrong shape": (lambda d: edit_config(d, intermediate_size=1024), "do not load"),
     "shard outside": (escape, "lies outside the directory"),
     "lost shard": (lose_a_shard, "b.safetensors: missing"),

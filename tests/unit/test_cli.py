@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import gguf
 import pytest
 
 from bitconvert import cli
@@ -175,6 +177,27 @@ def test_help_is_fast() -> None:
 # ---- it does not ----
 
 
+def test_no_command_shows_the_help(bitconvert) -> None:
+    outcome = bitconvert()
+    assert (outcome.code, outcome.err) == (2, "")
+    assert "warmup" in outcome.out
+
+
+def test_files_of_a_hub_model_do_not_go_into_the_hubs_cache(
+    bitconvert, ternary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    snapshot = shutil.copytree(ternary, tmp_path / "hub" / "snapshots" / "0123abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert bitconvert("pack", "owner/model-ternary", "--format", "tq2_0").code == 0
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["model-ternary-TQ2_0.gguf"]
+    file = gguf.GGUFReader(tmp_path / "here" / "model-ternary-TQ2_0.gguf")
+    assert file.fields["general.name"].contents() == "model-ternary"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -190,6 +213,11 @@ def test_help_is_fast() -> None:
         (["eval", "x", "--ppl"], "--ppl needs a text"),
         (["eval", "x", "--ppl", "--data", "d", "--convention", "mine"], "Invalid value for '--convention'"),
         (["generate", "x"], "Missing option '--prompt'"),
+        (["generate", "x", "--prompt", "y", "--temperature", "nan"], "--temperature is nan"),
+        (["generate", "x", "--prompt", "y", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["eval", "x", "--ppl", "--data", "d", "--max-tokens", "-1"], "Invalid value for '--max-tokens'"),
+        (["eval", "x", "--ppl", "--data", "d", "--threads", "0"], "Invalid value for '--threads'"),
+        (["eval", "x", "--ppl", "--data", "d", "--context", "0"], "Invalid value for '--context'"),
         (["recipes", "none"], "none: no such recipe"),
     ],
 )

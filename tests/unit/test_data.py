@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,30 @@ def test_bos_comes_first_where_the_tokenizer_puts_it(tmp_path: Path) -> None:
     ids = tokenize([str(tmp_path)], tokenizer, Silent()).ids.tolist()
     assert ids == [*tokenizer("one fox").input_ids, tokenizer.eos_token_id]
     assert ids[0] == tokenizer.bos_token_id
+
+
+def test_the_same_bytes_read_in_another_way_are_another_text(tmp_path: Path) -> None:
+    line = json.dumps({"text": "one fox"}) + "\n"
+    (tmp_path / "a.txt").write_text(line)
+    (tmp_path / "a.jsonl").write_text(line)
+    tokenizer = byte_level_bpe()
+    plain, record = (tokenize([str(tmp_path / name)], tokenizer, Silent()) for name in ("a.txt", "a.jsonl"))
+    assert tokenizer.decode(plain.ids.tolist()).startswith('{"text"')
+    assert tokenizer.decode(record.ids.tolist()) == "one fox<|end|>"
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_not_obeyed(smollm: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(smollm, tmp_path / "model")
+    fine_tuned = open_checkpoint(str(directory)).tokenizer()
+    fine_tuned.backend_tokenizer.enable_truncation(4)
+    fine_tuned.backend_tokenizer.enable_padding(length=50)
+    fine_tuned.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog")
+    counts = [
+        len(tokenize([str(tmp_path / "a.txt")], open_checkpoint(str(m)).tokenizer(), Silent()))
+        for m in (smollm, directory)
+    ]
+    assert counts[0] == counts[1] > 5
 
 
 def test_a_text_is_tokenized_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation import runtimes, subjects
 from bitconvert.evaluation.evaluate import evaluate
+from bitconvert.evaluation.inspect import inspect
 from bitconvert.models import gguf_source
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
@@ -136,6 +139,26 @@ def test_bos_is_the_tokenizers_habit_unless_asked(with_bos: Path, smollm: Path, 
     assert ppl_of(evaluate(str(with_bos), data=text, context=CONTEXT)).bos
     assert not ppl_of(evaluate(str(with_bos), data=text, context=CONTEXT, bos=False)).bos
     assert ppl_of(evaluate(str(smollm), data=text, context=CONTEXT, bos=True)).bos
+
+
+def test_a_tokenizer_that_only_ends_texts_begins_none(smollm: Path, text: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(smollm, tmp_path / "copy")
+    tokenizer = open_checkpoint(str(copy)).tokenizer()
+    tokenizer.eos_token = tokenizer.bos_token
+    end = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {end[0]}", special_tokens=[end])
+    tokenizer.save_pretrained(copy)
+    assert not ppl_of(evaluate(str(copy), data=text, context=CONTEXT)).bos
+
+
+def test_a_packed_model_without_a_scale_is_named(packed: dict[str, str], text: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(packed["safetensors"], tmp_path / "copy")
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    with edited_safetensors(copy / "model.safetensors") as tensors:
+        tensors.pop(name)
+    for use in (lambda: evaluate(str(copy), data=text, context=CONTEXT), lambda: inspect(str(copy))):
+        with pytest.raises(BitconvertError, match=f"tensor {name} is missing"):
+            use()
 
 
 def test_threads_are_given_back(smollm: Path, text: Path) -> None:

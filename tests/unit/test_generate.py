@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def test_torch_writes_the_most_probable_text(with_bos: Path) -> None:
     report = generate(str(with_bos), PROMPT, max_tokens=12)
     assert (report.runtime, report.prompt, report.temperature) == ("torch", PROMPT, 0.0)
     assert report.text == greedy(with_bos, PROMPT, 12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_models_own_sampling_defaults_change_nothing(with_bos: Path, tmp_path: Path, temperature: float) -> None:
+    copy = shutil.copytree(with_bos, tmp_path / "copy")
+    settings = {"do_sample": True, "temperature": 0.1, "top_p": 0.01, "top_k": 1, "repetition_penalty": 3.0}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    plain, bent = (generate(str(m), PROMPT, max_tokens=12, temperature=temperature) for m in (with_bos, copy))
+    assert bent.text == plain.text
 
 
 def test_llama_cpp_writes_the_same(gguf: Path, with_bos: Path) -> None:

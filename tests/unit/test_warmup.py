@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import open_checkpoint
@@ -23,7 +25,7 @@ from bitconvert.report import Silent, WarmupReport
 from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
 from bitconvert.training.data import ShuffledWindows, Windows, tokenize
 from bitconvert.training.plan import plan_warmup
-from bitconvert.training.trainer import WarmupTrainer
+from bitconvert.training.trainer import WarmupTrainer, training_arguments
 from bitconvert.training.warmup import Interrupted, partial_directory, warmup
 
 SMALL = (
@@ -132,15 +134,6 @@ def test_a_model_stopped_half_way_is_not_ternary(smollm: Path, story: Path, tmp_
     lineage.model_copy(update={"lam": 0.5}).save(output)
     with pytest.raises(BitconvertError, match="not ternary yet"):
         pack(open_checkpoint(str(output)), ["tq2_0"], tmp_path, reporter=Silent())
-
-
-def test_training_goes_on_from_a_latent_checkpoint(
-    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
-) -> None:
-    warmup(str(done[0]), tmp_path / "more", small(story), reporter=Silent())
-    lineage = read_lineage(tmp_path / "more")
-    assert lineage is not None
-    assert (lineage.source, lineage.tokens_seen, lineage.steps) == (str(smollm), 1536, 12)
 
 
 def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
@@ -336,6 +329,88 @@ def test_baked_and_packed_models_have_nothing_to_train(
         with pytest.raises(BitconvertError, match="no latent weights left"):
             warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
     assert not (tmp_path / "again").exists()
+
+
+def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path) -> None:
+    for attempt in (
+        lambda: warmup(str(done[0]), tmp_path / "again", small(story), reporter=Silent()),
+        lambda: plan_warmup(str(done[0]), small(story)),
+    ):
+        with pytest.raises(BitconvertError, match="was warmed up already") as caught:
+            attempt()
+        assert str(smollm) in caught.value.hint
+
+
+def test_a_scale_per_group_does_not_hide_that_a_file_is_packed(smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = small(story, "scaling.granularity=group:64")
+    warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    file = pack(open_checkpoint(str(tmp_path / "out")), ["q2_0"], tmp_path, reporter=Silent()).files[0]
+    with pytest.raises(BitconvertError, match="no latent weights left"):
+        warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
+
+
+def test_windows_longer_than_the_models_context_are_refused(smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = small(story, "training.context=1024", "training.tokens=8192")
+    with pytest.raises(UsageError, match="contexts of up to 512 tokens, not 1024"):
+        warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+
+
+def test_what_fails_before_the_first_checkpoint_leaves_nothing(smollm: Path, tmp_path: Path) -> None:
+    with pytest.raises(BitconvertError, match="no such file"):
+        warmup(str(smollm), tmp_path / "out", small(tmp_path / "missing.txt"), reporter=Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_someone_else_is_left_alone(smollm: Path, story: Path, tmp_path: Path) -> None:
+    partial_directory(tmp_path / "out").mkdir()
+    (partial_directory(tmp_path / "out") / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="exists, and is no run"):
+        warmup(str(smollm), tmp_path / "out", small(story), reporter=Silent())
+    assert (partial_directory(tmp_path / "out") / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_has_its_directory_for_itself(smollm: Path, story: Path, tmp_path: Path) -> None:
+    class Meddling(Silent):
+        refusals = 0
+
+        def metrics(self, values: Mapping[str, float]) -> None:
+            for resume in (False, True):
+                with pytest.raises(UsageError, match="another process is training there"):
+                    warmup(str(smollm), tmp_path / "out", small(story), resume=resume, reporter=Silent())
+                self.refusals += 1
+
+    meddling = Meddling()
+    warmup(str(smollm), tmp_path / "out", small(story), reporter=meddling)
+    assert meddling.refusals > 2
+
+
+def test_several_processes_are_refused(
+    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process, on one device"):
+        warmup(str(smollm), tmp_path / "out", small(story), reporter=Silent())
+
+
+def test_a_tracker_that_is_not_installed_is_named(smollm: Path, story: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    if importlib.util.find_spec("trackio"):
+        pytest.skip("trackio is installed")
+    with pytest.raises(UsageError, match="trackio is not installed"):
+        warmup(str(smollm), tmp_path / "out", small(story, "training.trackers=[trackio]"), reporter=Silent())
+
+
+def test_one_of_several_gpus_is_used(story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = TrainingArguments._setup_devices.func  # type: ignore[attr-defined]
+
+    def two_gpus(arguments: TrainingArguments) -> torch.device:
+        device = setup(arguments)
+        arguments._n_gpu = 2
+        return device
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(two_gpus))
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("cpu"))
+    assert training_arguments(small(story), tmp_path).n_gpu == 1
 
 
 def test_a_group_that_does_not_fit_is_refused_before_training(smollm: Path, story: Path, tmp_path: Path) -> None:
