@@ -39,6 +39,7 @@ _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+TRACKED = Path(CHECKPOINTS, "runs")  # where Trainer lets TensorBoard write
 
 
 class WarmupTrainer(Trainer):

@@ -39,7 +39,7 @@ from bitconvert.training.data import (
 )
 from bitconvert.training.plan import require_trainable
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.trainer import METRICS, WarmupTrainer, last_checkpoint
+from bitconvert.training.trainer import METRICS, TRACKED, WarmupTrainer, last_checkpoint
 
 RECIPE = "recipe.yaml"
 PLOT = "training.png"
@@ -293,4 +293,6 @@ def _save(
         for name in (RECIPE, METRICS):
             shutil.copyfile(run_directory / name, directory / name)
         plot_metrics(directory / METRICS, directory / PLOT)
+        if (run_directory / TRACKED).is_dir():
+            shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)
     shutil.rmtree(run_directory)

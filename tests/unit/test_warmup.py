@@ -145,6 +145,17 @@ def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
     assert lineage.data.startswith("1024 tokens sampled")
 
 
+def test_what_a_tracker_wrote_is_kept(smollm: Path, story: Path, tmp_path: Path) -> None:
+    class Tracking(Silent):
+        def metrics(self, values: Mapping[str, float]) -> None:
+            runs = partial_directory(tmp_path / "out") / "checkpoints" / "runs"
+            runs.mkdir(parents=True, exist_ok=True)
+            (runs / "events").write_text(str(values["step"]))
+
+    warmup(str(smollm), tmp_path / "out", small(story), reporter=Tracking())
+    assert (tmp_path / "out" / "runs" / "events").read_text() == "6"
+
+
 def test_a_control_run_stays_in_full_precision(smollm: Path, story: Path, tmp_path: Path) -> None:
     report = warmup(str(smollm), tmp_path / "out", small(story, "control=true"), reporter=Silent())
     checkpoint = open_checkpoint(str(tmp_path / "out"))
