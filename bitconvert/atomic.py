@@ -14,6 +14,12 @@ from pathlib import Path
 from bitconvert.errors import BitconvertError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIBRARIES_FULL = re.compile(
+    r"No space left|File too large|quota exceeded"  # safetensors
+    r"|\d+ requested and \d+ written"  # numpy
+    r"|inline_container.*(?:write|unexpected pos)",  # torch.save
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @contextlib.contextmanager
@@ -31,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = _temporary_beside(path)
         temporary.touch(exist_ok=False)  # an unwritable place fails here, before any work is done
     try:
-        with _disk_full_names(path):
+        with disk_full_names(path):
             yield temporary
         with _errors_name(path):
             _sync(temporary)
@@ -60,7 +66,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         temporary = _temporary_beside(path)
         temporary.mkdir()
     try:
-        with _disk_full_names(path):
+        with disk_full_names(path):
             yield temporary
         with _errors_name(path):
             sync_tree(temporary)
@@ -141,14 +147,21 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _disk_full_names(path: Path) -> Iterator[None]:
+def disk_full_names(path: Path) -> Iterator[None]:
     """The same for a full disk only: any other error of the caller's block may concern another file."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
+    except Exception as error:
+        if not _is_disk_full(error):
             raise
-        raise _cannot_write(path, error) from error
+        raise BitconvertError(f"{path}: cannot be written, the disk is full", "free some space") from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Each library that writes says it in its own way; only the operating system has a number for it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_FULL
+    return _LIBRARIES_FULL.search(str(error)) is not None
 
 
 def _cannot_write(path: Path, error: OSError) -> BitconvertError:

@@ -30,6 +30,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130
+
+
 class Convention(StrEnum):
     """Which tokens of a window are scored."""
 
@@ -187,7 +190,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text to go on from; with --chat, the user's message.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="The most to write.")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the most probable token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random draws.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     runtime: Annotated[
         AnyRuntime, typer.Option(help="auto: llama.cpp for GGUF where it is installed, else torch.")
@@ -260,7 +263,8 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
     try:
         _quiet_libraries()
-        app(prog_name="bitconvert", standalone_mode=False)
+        if app(prog_name="bitconvert", standalone_mode=False) == _INTERRUPTED:
+            raise KeyboardInterrupt  # typer has caught it, and returned this instead
     except BitconvertError as error:
         _fail(error)
     except _ClickError as error:
@@ -268,9 +272,9 @@ def main() -> NoReturn:
             _fail(UsageError(message, "bitconvert --help, or bitconvert COMMAND --help"))
         sys.exit(2)  # no command at all: the help has been shown
     except typer.Abort:
-        _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=130))
+        _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=_INTERRUPTED))
     except KeyboardInterrupt:
-        _fail(BitconvertError("interrupted", "nothing half-written is left behind", exit_code=130))
+        _fail(BitconvertError("interrupted", "nothing half-written is left behind", exit_code=_INTERRUPTED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to complain of
         sys.exit(1)
@@ -347,7 +351,8 @@ def _default_output(model: str | None) -> Path:
 
 
 def _beside_name(model: str) -> str:
-    return Path(model).name.removesuffix(".gguf")
+    path = Path(model).expanduser()
+    return (path.resolve() if path.exists() else path).name.removesuffix(".gguf")
 
 
 def _beside(checkpoint: Checkpoint) -> Path:

@@ -215,6 +215,7 @@ class WarmupReport:
         steps: optimizer steps.
         tokens: training tokens.
         scaling: estimator and granularity, in words.
+        control: whether it was trained in full precision, for comparison.
         original_ppl: of the original model on the held-out text.
         rounded_ppl: of the original, rounded without training, with int8 activations.
         held_out_ppl: of the result at λ = 1.
@@ -225,6 +226,7 @@ class WarmupReport:
     steps: int
     tokens: int
     scaling: str
+    control: bool
     original_ppl: float
     rounded_ppl: float
     held_out_ppl: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -170,16 +171,16 @@ def show_text(text: str) -> None:
 def show_warmup(report: WarmupReport) -> None:
     """The result of a warmup."""
     table = _table("held-out text", "ppl", "ratio")
-    for name, ppl in (
-        ("original", report.original_ppl),
-        ("rounded only", report.rounded_ppl),
-        ("warmed up", report.held_out_ppl),
-    ):
+    rows = [("original", report.original_ppl), ("rounded only", report.rounded_ppl), ("warmed up", report.held_out_ppl)]
+    if report.control:
+        rows = [("original", report.original_ppl), ("control", report.held_out_ppl)]
+    for name, ppl in rows:
         table.add_row(name, _ppl(ppl), f"{ppl / report.original_ppl:,.2f}")
     _stdout.print(table)
+    next_step = "" if report.control else f"\nnext: bitconvert pack {shlex.quote(report.output)} --format tq2_0"
     show_text(
         f"{report.steps:,} steps, {report.tokens:,} tokens, {report.scaling}, in {_duration(report.seconds)}\n"
-        f"saved {report.output}\nnext: bitconvert pack {report.output} --format tq2_0"
+        f"saved {report.output}{next_step}"
     )
 
 

@@ -60,7 +60,9 @@ def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
     warmup(str(MODEL), output / "ternary", recipe, reporter=reporter)
     warmup(str(MODEL), output / "control", _control(recipe), reporter=reporter)
 
-    rounded = pack(open_checkpoint(str(MODEL)), ["tq2_0"], output / "rounded", round_plain=True, reporter=reporter)
+    original = open_checkpoint(str(MODEL))
+    original.rounding = recipe.scaling  # as the warmed-up model is rounded, so that the rows differ by training alone
+    rounded = pack(original, ["tq2_0"], output / "rounded", round_plain=True, reporter=reporter)
     packed = pack(open_checkpoint(str(output / "ternary")), ["tq2_0", "safetensors"], output, reporter=reporter)
 
     judge = _Judge(written.judged, recipe.training.context, reporter)

@@ -246,7 +246,7 @@ def _check_arguments(data: Path | None, against: str | None, runtime: RuntimeNam
 
 def _context(checkpoint: Checkpoint, asked: int | None) -> int:
     """Tokens per window, held against what the model was made for."""
-    limit = int(checkpoint.config.get("max_position_embeddings", DEFAULT_CONTEXT))
+    limit = int(checkpoint.complete.max_position_embeddings)
     if asked is not None and asked > limit:
         raise UsageError(
             f"{checkpoint.name}: made for contexts of up to {limit} tokens, not {asked}", f"give at most {limit}"

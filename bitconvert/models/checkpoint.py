@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +14,8 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_source, tokenizers
@@ -42,8 +44,10 @@ class Checkpoint:
         path: the local directory, or the GGUF file.
         kind: plain (float weights), latent (float weights that mean ternary ones), packed (Hugging Face bitnet), gguf.
         config: ``config.json`` as a dictionary (for GGUF, the same keys derived from its metadata).
+        complete: the same with every default filled in, old and new names alike, as transformers reads it.
         family: the architecture's row.
         lineage: bitconvert's own record; None for a model that another program wrote.
+        rounding: the scaling under which a model without lineage is rounded, if it is.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -52,13 +56,15 @@ class Checkpoint:
         is_gguf = path.is_file()
         self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
         self.family: Family = family_of(str(self.config.get("model_type")), name)
+        self.rounding = Scaling()
+        self.complete = _complete(name, self.config, self.family)
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
         self.kind: Kind = "gguf" if is_gguf else _kind(name, self.config, self.lineage)
 
     @property
     def scaling(self) -> Scaling:
-        """How the ternary scales are computed: as recorded, else BitNet's absmean per tensor."""
-        return self.lineage.scaling if self.lineage else Scaling()
+        """How the ternary scales are computed: as recorded, else BitNet's absmean per tensor unless changed."""
+        return self.lineage.scaling if self.lineage else self.rounding
 
     # ---- tensors, one at a time -----------------------------------------------------------------------------------
 
@@ -92,6 +98,42 @@ class Checkpoint:
     @cached_property
     def _files(self) -> dict[str, Path]:
         return dict(_tensor_files(self.path))
+
+    # ---- what the config promises ---------------------------------------------------------------------------------
+
+    def skeleton(self) -> nn.Module:
+        """The model without storage: every parameter with its name and shape.
+
+        Raises:
+            BitconvertError: the config describes no such model.
+        """
+        with torch.device("meta"), _bad_config_named(self.name):
+            model: nn.Module = getattr(transformers, self.family.architecture)(self.complete)
+        return model
+
+    def require_fitting(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Hold tensors against the config.
+
+        Args:
+            shapes: of all weights, in Hugging Face's order of rows, by name.
+
+        Raises:
+            BitconvertError: one is missing, has another shape or no place in the model.
+        """
+        wanted = {name: tuple(parameter.shape) for name, parameter in self.skeleton().named_parameters()}
+        for name in sorted(wanted.keys() - shapes.keys()):
+            raise BitconvertError(f"{self.name}: tensor {name} is missing", "download the model again")
+        for name, shape in shapes.items():
+            if name in wanted and shape != wanted[name]:
+                raise BitconvertError(
+                    f"{self.name}: tensor {name} has shape {shape}, its config.json means {wanted[name]}",
+                    "the weights must belong to their config.json: download both again",
+                )
+            if name not in wanted and not name.endswith(_NEEDLESS):
+                raise BitconvertError(
+                    f"{self.name}: tensor {name} has no place in the model that config.json describes",
+                    "the weights must belong to their config.json: download both again",
+                )
 
     # ---- whole models ---------------------------------------------------------------------------------------------
 
@@ -224,8 +266,33 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedConfig:
+    """config.json with every default filled in, without its quantization: the latents themselves are wanted.
+
+    transformers itself reads it, so that GGUF and safetensors agree on what a missing key means.
+    """
+    unsaid = ("model_type", "quantization_config")
+    known = {key: value for key, value in config.items() if key not in unsaid and value is not None}
+    with _bad_config_named(name):
+        complete: PreTrainedConfig = AutoConfig.for_model(family.model_type, **known)
+    return complete
+
+
+@contextmanager
+def _bad_config_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers and huggingface_hub check with exceptions of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BitconvertError(
+            f"{name}: its config.json describes no model ({reason})", "download the original config.json again"
+        ) from error
+
+
 def _kind(name: str, config: dict[str, Any], lineage: Lineage | None) -> Kind:
     quantization = config.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise BitconvertError(f"{name}: quantization_config is not an object", "download config.json again")
     if quantization is None:
         return "latent" if lineage else "plain"
     if quantization.get("quant_method") != "bitnet":
@@ -252,8 +319,8 @@ def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise BitconvertError(f"{index}: not a weight index ({error})", "download the file again") from error
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
@@ -298,37 +365,25 @@ class _open_safetensors:
 
 def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
     """Load a float32 model from its directory, or from ``state`` instead of its files; every weight must be there."""
-    checkpoint.tensor_names()  # broken files speak here, before transformers wraps their errors
+    if state is None:
+        checkpoint.require_fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
+    else:
+        checkpoint.require_fitting({name: tuple(tensor.shape) for name, tensor in state.items()})
     model_class = getattr(transformers, checkpoint.family.architecture)
-    config = model_class.config_class.from_pretrained(checkpoint.path, local_files_only=True)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the latents themselves are wanted, not transformers' own BitLinear
     try:
-        model, info = model_class.from_pretrained(
+        model = model_class.from_pretrained(
             None if state is not None else checkpoint.path,
-            config=config,
+            config=copy.deepcopy(checkpoint.complete),
             state_dict=state,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
-            output_loading_info=True,
         )
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise BitconvertError(
             f"{checkpoint.name}: its weights do not load ({str(error).strip().splitlines()[0]})",
             "the weights must belong to its config.json",
         ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise BitconvertError(
-            f"{checkpoint.name}: tensor {missing[0]} is missing ({len(missing)} in all)", "download the model again"
-        )
-    homeless = sorted(name for name in info["unexpected_keys"] if not name.endswith(_NEEDLESS))
-    if homeless:
-        raise BitconvertError(
-            f"{checkpoint.name}: tensor {homeless[0]} has no place in the model ({len(homeless)} in all)",
-            "the weights must belong to its config.json",
-        )
     loaded: PreTrainedModel = model
     return loaded
 

@@ -23,7 +23,10 @@ class GgufFile(NamedTuple):
 
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value; floats come with the digits of their float32."""
-        value = self.fields[key].contents() if key in self.fields else default
+        try:
+            value = self.fields[key].contents() if key in self.fields else default
+        except (UnicodeDecodeError, ValueError, IndexError) as error:
+            raise BitconvertError(f"{self.path}: key {key} is damaged", "download or pack it again") from error
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def require(self, key: str) -> Any:

@@ -83,8 +83,9 @@ def _text_of_json(file: Path, number: int, line: bytes) -> str:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(file, number) from error
-    except ValueError as error:
-        raise BitconvertError(f"{file}, line {number}: not JSON ({error})", "one JSON object a line") from error
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at column {error.colno}"
+        raise BitconvertError(f"{file}, line {number}: not JSON ({reason})", "one JSON object a line") from error
     text = record.get(TEXT_FIELD) if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise BitconvertError(

@@ -27,7 +27,6 @@ from bitconvert.atomic import atomic_directory
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.lineage import LINEAGE_FILE
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
-from bitconvert.packing.gguf.hparams import complete_config
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
@@ -67,7 +66,7 @@ def write_bitnet_directory(
     Args:
         checkpoint: latent, or plain and to be rounded.
         tensors: those to write.
-        target: the directory; one that exists is replaced.
+        target: the directory; a packed model that is there already is replaced, anything else is not.
         reporter: told the weights done.
 
     Raises:
@@ -141,7 +140,7 @@ def _write_config(checkpoint: Checkpoint, directory: Path) -> None:
 
     transformers 5 reads ``rope_parameters``; mlx-lm and transformers 4 read ``rope_theta`` and ``rope_scaling``.
     """
-    rope = complete_config(checkpoint.config, checkpoint.family).rope_parameters
+    rope = checkpoint.complete.rope_parameters
     packed: dict[str, Any] = {
         **{key: value for key, value in checkpoint.config.items() if key not in ("torch_dtype", "rope_scaling")},
         "dtype": str(_DTYPE).removeprefix("torch."),

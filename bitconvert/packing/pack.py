@@ -11,7 +11,7 @@ from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.bitnet_directory import write_bitnet_directory
 from bitconvert.packing.formats import FORMATS, Format, GgufFormat, find_format, formats_that_hold
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
-from bitconvert.packing.gguf.hparams import complete_config, require_expressible
+from bitconvert.packing.gguf.hparams import require_expressible
 from bitconvert.packing.gguf.vocabulary import vocabulary_of
 from bitconvert.packing.gguf_file import EMBEDDING_TYPES, write_gguf
 from bitconvert.packing.source import SourceTensor, source_tensors
@@ -53,9 +53,11 @@ def pack(
     _require_embedding_type(embedding_type)
     warnings = _require_ternary(checkpoint, round_plain)
     tensors = source_tensors(checkpoint)
+    checkpoint.require_fitting({tensor.name: tensor.shape for tensor in tensors})
     for form in chosen:
         _require_scaling(form, checkpoint.scaling)
         _require_shapes(form, checkpoint.scaling, tensors)
+        _require_replaceable(_target(checkpoint, form, output))
     for warning in warnings:
         reporter.warn(warning)
     files = [_write(checkpoint, tensors, form, output, embedding_type, reporter) for form in chosen]
@@ -87,7 +89,7 @@ def foresee_refusals(checkpoint: Checkpoint, formats: Sequence[str], scaling: Sc
 def _gguf_refusal(checkpoint: Checkpoint) -> str | None:
     """Why no GGUF file can hold this model's hyperparameters or vocabulary."""
     try:
-        config = complete_config(checkpoint.config, checkpoint.family)
+        config = checkpoint.complete
         require_expressible(config, checkpoint.name)
         vocabulary_of(checkpoint.tokenizer(), config.vocab_size, checkpoint.config)
     except BitconvertError as error:
@@ -103,13 +105,12 @@ def _write(
     embedding_type: str,
     reporter: Reporter,
 ) -> PackedFile:
-    model = Path(checkpoint.name).expanduser().resolve().name
+    target = _target(checkpoint, form, output)
     reporter.stage(f"packing {form.name}")
     if isinstance(form, GgufFormat):
-        target = output / f"{model}-{form.type.name}.gguf"
         file = write_gguf(checkpoint, tensors, form, embedding_type, target, reporter)
     else:
-        file = write_bitnet_directory(checkpoint, tensors, output / f"{model}-bitnet", reporter)
+        file = write_bitnet_directory(checkpoint, tensors, target, reporter)
     for note in _fallback_notes(file):
         reporter.note(note)
     return file
@@ -126,6 +127,11 @@ def _fallback_notes(file: PackedFile) -> list[str]:
     ]
 
 
+def _target(checkpoint: Checkpoint, form: Format, output: Path) -> Path:
+    model = Path(checkpoint.name).expanduser().resolve().name
+    return output / (f"{model}-{form.type.name}.gguf" if isinstance(form, GgufFormat) else f"{model}-bitnet")
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -136,9 +142,13 @@ def _require_embedding_type(name: str) -> None:
 
 def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
     """Refuse weights that are not, or no longer, latents of ternary ones; what must be said about the others."""
-    if checkpoint.kind in ("packed", "gguf"):
+    if checkpoint.kind == "packed" or (checkpoint.kind == "gguf" and checkpoint.lineage is not None):
         raise BitconvertError(
             f"{checkpoint.name}: already packed", "pack the latent checkpoint that warmup wrote, in all formats at once"
+        )
+    if checkpoint.kind == "gguf":
+        raise BitconvertError(
+            f"{checkpoint.name}: GGUF files are not packed", "run `bitconvert warmup` on it, then pack what that makes"
         )
     if checkpoint.lineage is not None and checkpoint.lineage.lam < 1:
         raise BitconvertError(
@@ -153,6 +163,15 @@ def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
             "run `bitconvert warmup` first, or pass --round for the naive baseline",
         )
     return [_ROUNDED]
+
+
+def _require_replaceable(target: Path) -> None:
+    """A packed model that is there already may be replaced; a directory of anything else may not."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    config = target / "config.json"
+    if not config.exists() or '"bitnet"' not in config.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"{target}: exists, and is no packed model", "choose another --output, or remove it")
 
 
 def _require_scaling(form: Format, scaling: Scaling) -> None:

@@ -108,5 +108,5 @@ def _required_names(checkpoint: Checkpoint) -> Iterator[str]:
     yield _FINAL_NORM
     if not is_tied(checkpoint):
         yield HEAD
-    for layer in range(int(checkpoint.config["num_hidden_layers"])):
+    for layer in range(checkpoint.complete.num_hidden_layers):
         yield from (f"model.layers.{layer}.{linear}.weight" for linear in checkpoint.family.linears)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -168,7 +169,7 @@ def _documents(sources: list[str], digest: Any) -> Iterator[str]:
                 digest.update("".join(file.suffixes).encode())  # the same bytes read as another type are another text
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return read_texts(sources)
-    if len(sources) == 1 and not sources[0].startswith((".", "/", "~")):
+    if len(sources) == 1 and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+|[\w-]+", sources[0]):  # owner/name, or an old name
         return _hub_documents(sources[0], digest)
     missing = next(source for source in sources if source not in local)
     raise BitconvertError(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-import transformers
-from torch import nn
-
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe
@@ -24,7 +20,7 @@ def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
     """
     checkpoint = open_checkpoint(model)
     require_trainable(checkpoint, recipe)
-    skeleton = _skeleton(checkpoint.family.architecture, checkpoint.config)
+    skeleton = checkpoint.skeleton()
     names = checkpoint.family.ternary_modules(name for name, _ in skeleton.named_modules())
     parameters = sum(p.numel() for p in skeleton.parameters())
     options = recipe.training
@@ -37,7 +33,7 @@ def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
         steps=options.steps,
         tokens=options.steps * options.batch_size * options.context,
         accumulation=options.batch_size // options.micro_batch_size,
-        memory_bytes=_memory(parameters, int(checkpoint.config["vocab_size"]), recipe),
+        memory_bytes=_memory(parameters, checkpoint.complete.vocab_size, recipe),
         recipe=recipe.model_dump(mode="json"),
     )
 
@@ -54,21 +50,12 @@ def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise BitconvertError(
             f"{checkpoint.name}: was warmed up already", f"give the original{source} and more training.tokens"
         )
-    limit = int(checkpoint.config.get("max_position_embeddings", recipe.training.context))
+    limit = int(checkpoint.complete.max_position_embeddings)
     if recipe.training.context > limit:
         raise UsageError(
             f"{checkpoint.name}: made for contexts of up to {limit} tokens, not {recipe.training.context}",
             f"--set training.context={limit}",
         )
-
-
-def _skeleton(architecture: str, config: dict[str, object]) -> nn.Module:
-    """The model without storage."""
-    model_class = getattr(transformers, architecture)
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    with torch.device("meta"):
-        skeleton: nn.Module = model_class(model_class.config_class.from_dict(plain))
-    return skeleton
 
 
 def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from bitconvert.atomic import sync_tree
+from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.report import Reporter
@@ -36,6 +36,8 @@ from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
+
+_LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or NaN, has diverged
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -138,10 +140,18 @@ class WarmupTrainer(Trainer):
     def stop_if_diverged(self) -> None:
         """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step."""
         if not math.isfinite(float(sum(self._parts.values()))):
-            raise BitconvertError(
-                f"the loss is not finite at step {self.state.global_step}",
-                "start again with a lower optimizer.lr or a longer lam.reach_one_at (another --output keeps this run)",
-            )
+            raise self._diverged()
+
+    def _diverged(self) -> BitconvertError:
+        return BitconvertError(
+            f"the loss is not finite at step {self.state.global_step}",
+            "start again with a lower optimizer.lr or a longer lam.reach_one_at (another --output keeps this run)",
+        )
+
+    def _ppl(self, loss: float) -> float:
+        if not loss < _LARGEST_LOSS:
+            raise self._diverged()
+        return math.exp(loss)
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
@@ -152,13 +162,13 @@ class WarmupTrainer(Trainer):
 
     def ternary_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 1."""
-        return math.exp(self.evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics["eval_loss"])
+        return self._ppl(self.evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics["eval_loss"])
 
     def latent_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 0: before training, that of the original."""
         with held_latent(self._student):
             metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
-        return math.exp((metrics or {})["eval_loss"])
+        return self._ppl((metrics or {})["eval_loss"])
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
@@ -201,7 +211,11 @@ class WarmupTrainer(Trainer):
         """Trainer's own checkpoint, written aside and renamed: one that has its name is whole."""
         name = f"checkpoint-{self.state.global_step}"
         final = self._checkpoints / name
-        with self._clock_stopped(), self._output_moved_to(final.parent / "unfinished") as staging:
+        with (
+            disk_full_names(final),
+            self._clock_stopped(),
+            self._output_moved_to(final.parent / "unfinished") as staging,
+        ):
             super()._save_checkpoint(model, trial)
         sync_tree(staging / name)
         (staging / name).replace(final)
@@ -224,7 +238,7 @@ class WarmupTrainer(Trainer):
         if "loss" in logs:
             logs = self._training_metrics(logs)
         elif "eval_loss" in logs:
-            logs = {"held_out_ppl": math.exp(logs["eval_loss"])}
+            logs = {"held_out_ppl": self._ppl(logs["eval_loss"])}
         else:
             return  # Trainer's closing summary: the report says it better
         super().log(logs, start_time)
@@ -252,7 +266,8 @@ class WarmupTrainer(Trainer):
         if self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self._metrics_file.write_text("".join(kept), encoding="utf-8")
+            with atomic_file(self._metrics_file) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     @property
     def tokens_per_step(self) -> int:
@@ -332,6 +347,8 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     options = recipe.training
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
+    if options.precision == "bf16" and not _can_bf16():
+        raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
     arguments = TrainingArguments(
         output_dir=str(run_directory / CHECKPOINTS),
         max_steps=options.steps,
@@ -373,6 +390,8 @@ def _installed(tracker: str) -> str:
 
 def uses_bf16(recipe: Recipe) -> bool:
     """Whether the forward runs under bf16 autocast: on request, or where a GPU does it well (CPUs rarely do)."""
-    if recipe.training.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return recipe.training.precision == "bf16"
+    return recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and _can_bf16())
+
+
+def _can_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

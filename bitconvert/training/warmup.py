@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -67,52 +68,71 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
         BitconvertError: for input that cannot be used, or a loss that diverges.
     """
     started = time.monotonic()
-    with _only_run_in(partial_directory(output)) as run_directory, _memory_errors_named():
+    with _only_run_in(partial_directory(output)) as run_directory:
         _begin_or_resume(run_directory, output, model, recipe, resume)
-        set_seed(recipe.training.seed)
+        with _failures_tidied(run_directory, resume), _memory_errors_named():
+            return _run(model, output, recipe, run_directory, reporter, started)
 
-        reporter.stage(f"loading {model}")
-        checkpoint = open_checkpoint(model)
-        require_trainable(checkpoint, recipe)
-        tokenizer = checkpoint.tokenizer()
-        teacher = checkpoint.load_latent()
-        student, lam = _student(teacher, checkpoint, recipe)
 
-        tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
-        windows, held_out = _split(tokens, tokenizer, recipe, reporter)
-        order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
+def _run(
+    model: str, output: Path, recipe: Recipe, run_directory: Path, reporter: Reporter, started: float
+) -> WarmupReport:
+    set_seed(recipe.training.seed)
+    reporter.stage(f"loading {model}")
+    checkpoint = open_checkpoint(model)
+    require_trainable(checkpoint, recipe)
+    tokenizer = checkpoint.tokenizer()
+    teacher = checkpoint.load_latent()
+    student, lam = _student(teacher, checkpoint, recipe)
 
-        trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
-        _train(trainer, tokens, run_directory, output, reporter)
+    tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
+    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+    order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
 
-        reporter.stage(f"saving {output}")
-        report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
-        lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
-        _save(student, tokenizer, lineage, report, run_directory, output)
-        return report
+    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
+    _train(trainer, tokens, run_directory, output, reporter)
+
+    reporter.stage(f"saving {output}")
+    report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
+    _save(student, tokenizer, lineage, report, run_directory, output)
+    return report
 
 
 @contextmanager
 def _only_run_in(run_directory: Path) -> Iterator[Path]:
-    """Keep other processes out of a run's directory, and leave none behind that holds no checkpoint.
+    """Keep other processes out of a run's directory.
 
     Raises:
         UsageError: another process is at work there.
+        BitconvertError: there is no place for the lock.
     """
-    name = hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
-    locks = cache_directory() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    lock = cache_directory() / "locks" / hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
     try:
-        with FileLock(locks / name, timeout=0):
-            try:
-                yield run_directory
-            finally:
-                if (run_directory / _RUN).exists() and last_checkpoint(run_directory) is None:
-                    shutil.rmtree(run_directory)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BitconvertError(
+            f"{lock.parent}: cannot be made ({error.strerror})",
+            "set BITCONVERT_CACHE to a directory that can be written",
+        ) from error
+    try:
+        with FileLock(lock, timeout=0):
+            yield run_directory
     except Timeout as error:
         raise UsageError(
             f"{run_directory}: another process is training there", "wait for it, or choose another --output"
         ) from error
+
+
+@contextmanager
+def _failures_tidied(run_directory: Path, resume: bool) -> Iterator[None]:
+    """Leave no new run behind that failed before its first checkpoint."""
+    try:
+        yield
+    except BaseException:
+        if not resume and last_checkpoint(run_directory) is None:
+            shutil.rmtree(run_directory)
+        raise
 
 
 @contextmanager
@@ -148,7 +168,8 @@ def _begin_or_resume(run_directory: Path, output: Path, model: str, recipe: Reci
 
 def partial_directory(output: Path) -> Path:
     """Where a run lives until it is finished."""
-    return output.with_name(output.name + ".partial")
+    named = output if output.name else output.resolve()
+    return named.with_name(named.name + ".partial")
 
 
 def unfinished_run(output: Path) -> tuple[str, Recipe]:
@@ -160,7 +181,10 @@ def unfinished_run(output: Path) -> tuple[str, Recipe]:
     run_directory = partial_directory(output)
     if not (run_directory / _RUN).exists():
         raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
-    model: str = json.loads((run_directory / _RUN).read_text(encoding="utf-8"))["model"]
+    try:
+        model: str = json.loads((run_directory / _RUN).read_text(encoding="utf-8"))["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BitconvertError(f"{run_directory / _RUN}: damaged", "remove the directory and start again") from error
     return model, load_recipe(str(run_directory / RECIPE))
 
 
@@ -216,15 +240,24 @@ def _train(trainer: WarmupTrainer, tokens: Tokens, run_directory: Path, output: 
     if checkpoint is None:
         reporter.stage("measuring the original model on held-out text")
         trainer.record({"original_ppl": trainer.latent_ppl(), "held_out_ppl": trainer.ternary_ppl()})
+    elif not _measured_at_start(run_directory):
+        raise BitconvertError(
+            f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
+        )
     reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {len(tokens):,} tokens of text")
     with _stop_on_signal(trainer) as caught:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.recipe.training.steps:
         raise Interrupted(
             f"interrupted at step {trainer.state.global_step}; everything is saved in {run_directory}",
-            f"continue with: bitconvert warmup --resume --output {output}",
+            f"continue with: bitconvert warmup --resume --output {shlex.quote(str(output))}",
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
+
+
+def _measured_at_start(run_directory: Path) -> bool:
+    metrics = run_directory / METRICS
+    return metrics.exists() and '"original_ppl"' in metrics.read_text(encoding="utf-8").partition("\n")[0]
 
 
 def _step_of(checkpoint: Path | None) -> int:
@@ -267,7 +300,8 @@ def _report(output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory:
         output=str(output),
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * trainer.tokens_per_step,
-        scaling="full precision (control)" if recipe.control else str(recipe.scaling),
+        control=recipe.control,
+        scaling="full precision" if recipe.control else str(recipe.scaling),
         original_ppl=lines[0]["original_ppl"],
         rounded_ppl=lines[0]["held_out_ppl"],
         held_out_ppl=trainer.ternary_ppl(),

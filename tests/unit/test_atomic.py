@@ -104,7 +104,7 @@ def test_a_directory_does_not_replace_a_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_names_the_output_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BitconvertError, match="No space left") as caught, atomic_file(tmp_path / "model.gguf"):
+    with pytest.raises(BitconvertError, match="the disk is full") as caught, atomic_file(tmp_path / "model.gguf"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(tmp_path / "model.gguf") in caught.value.message
     assert names(tmp_path) == []

@@ -177,6 +177,35 @@ def test_help_is_fast() -> None:
 # ---- it does not ----
 
 
+def test_ctrl_c_is_told_apart_from_success(bitconvert, smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bitconvert.evaluation.inspect.inspect", interrupted)
+    outcome = bitconvert("inspect", smollm)
+    assert (outcome.code, outcome.error()) == (130, "error: interrupted")
+
+
+@pytest.mark.parametrize("command", ["warmup", "pack"])
+def test_a_full_disk_is_named(command: str, ternary: Path, smollm: Path, story: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    words = {
+        "warmup": ["warmup", "--model", smollm, "--data", story, "--output", tmp_path / "o", *SETS],
+        "pack": ["pack", ternary, "--format", "tq2_0", "--output", tmp_path / "o"],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, "-m", "bitconvert", *map(str, words)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcome = Outcome(done.returncode, done.stdout, done.stderr)
+    assert outcome.code == 1
+    assert "the disk is full" in outcome.error()
+    assert not list(tmp_path.rglob("*.gguf")) + list(tmp_path.rglob("*.safetensors"))
+
+
 def test_no_command_shows_the_help(bitconvert) -> None:
     outcome = bitconvert()
     assert (outcome.code, outcome.err) == (2, "")

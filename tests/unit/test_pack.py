@@ -362,6 +362,27 @@ def test_packed_models_are_refused(tmp_path: Path, latent: Path) -> None:
         assert "already packed" in refused(Path(file.path), ["q2_0"], tmp_path / "second").message
 
 
+def test_a_directory_of_something_else_is_not_replaced(tmp_path: Path, latent: Path) -> None:
+    target = tmp_path / "out" / f"{latent.name}-bitnet"
+    target.mkdir(parents=True)
+    (target / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="exists, and is no packed model"):
+        run_pack(latent, ["tq2_0", "safetensors"], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == [target.name, "thesis.txt"]
+    (target / "thesis.txt").unlink()
+    for _ in range(2):  # into the empty directory, then over the model that is there
+        assert run_pack(latent, ["safetensors"], tmp_path / "out").files[0].path == str(target)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
+    model = make_latent(tmp_path / "tiny")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": 4096}))
+    error = refused(model, ["tq2_0"], tmp_path / "out")
+    assert "tensor model.embed_tokens.weight has shape" in error.message
+    assert "4096" in error.message
+
+
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path, latent: Path) -> None:
     error = refused(latent, ["tq2_0", "q4_0"], tmp_path / "out")
     assert isinstance(error, UsageError)

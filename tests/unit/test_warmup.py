@@ -342,6 +342,55 @@ def test_baked_and_packed_models_have_nothing_to_train(
     assert not (tmp_path / "again").exists()
 
 
+def test_a_loss_that_diverges_in_the_last_step_saves_nothing(smollm: Path, story: Path, tmp_path: Path) -> None:
+    overrides = ("training.tokens=128", "optimizer.lr=1e36", "optimizer.lr_warmup=0", "optimizer.max_grad_norm=1e30")
+    with pytest.raises(BitconvertError, match="the loss is not finite at step 1"):
+        warmup(str(smollm), tmp_path / "out", small(story, *overrides), reporter=Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_until(1, signal.SIGKILL, smollm, output, small(story))
+    with pytest.raises(UsageError, match="begun with other options"):
+        warmup(str(smollm), output, small(story, "optimizer.lr=1"), resume=True, reporter=Silent())
+    assert (partial_directory(output) / "run.json").exists()
+    (partial_directory(output) / "run.json").write_text("{}")
+    with pytest.raises(BitconvertError, match="run.json: damaged"):
+        warmup(str(smollm), output, small(story), resume=True, reporter=Silent())
+
+
+def test_a_run_whose_metrics_are_gone_is_refused_before_training(smollm: Path, story: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_until(3, signal.SIGKILL, smollm, output, small(story))
+    (partial_directory(output) / "metrics.jsonl").unlink()
+    with pytest.raises(BitconvertError, match="metrics.jsonl: its beginning is gone"):
+        warmup(str(smollm), output, small(story), resume=True, reporter=Silent())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("training.precision=bf16", "no GPU with bf16"), ("optimizer.betas=[2,3]", "optimizer.betas")],
+)
+def test_options_that_cannot_work_are_refused(
+    override: str, message: str, smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    if "bf16" in override and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match=message):
+        warmup(str(smollm), tmp_path / "out", small(story, override), reporter=Silent())
+
+
+def test_odd_places_are_refused(smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="exists already"):
+        warmup(str(smollm), Path(), small(story), reporter=Silent())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BITCONVERT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BitconvertError, match="locks: cannot be made"):
+        warmup(str(smollm), tmp_path / "out", small(story), reporter=Silent())
+
+
 def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path) -> None:
     for attempt in (
         lambda: warmup(str(done[0]), tmp_path / "again", small(story), reporter=Silent()),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_source import LINEAGE_KEY
-from bitconvert.packing.gguf.hparams import add_hparams, complete_config, require_expressible, rope_factors
+from bitconvert.packing.gguf.hparams import add_hparams, require_expressible, rope_factors
 from bitconvert.packing.gguf.tensors import ROPE_FACTORS
 from bitconvert.packing.gguf.vocabulary import vocabulary_of
 
@@ -36,7 +36,7 @@ class GgufContainer:
         Raises:
             BitconvertError: llama.cpp cannot compute this model or reproduce its tokenizer.
         """
-        config = complete_config(checkpoint.config, checkpoint.family)
+        config = checkpoint.complete
         require_expressible(config, checkpoint.name)
         rows = _embedding_rows(checkpoint)
         self._writer = GGUFWriter(path, checkpoint.family.gguf_arch)

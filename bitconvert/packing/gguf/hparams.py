@@ -5,30 +5,17 @@ Sources: GGUF specification (ggml/docs/gguf.md); ``llama_model::load_hparams`` f
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.families import Family
 from bitconvert.models.rope import llama3_factors
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _YARN_DEFAULTS = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
 """What llama.cpp's arch llama computes with; it has no key for other values."""
-
-
-def complete_config(config: dict[str, Any], family: Family) -> PreTrainedConfig:
-    """config.json with every default filled in, old and new names alike (rope_theta and rope_parameters).
-
-    transformers itself reads it, so that GGUF and safetensors agree on what a missing key means.
-    """
-    known = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    complete: PreTrainedConfig = AutoConfig.for_model(family.model_type, **known)
-    return complete
 
 
 def require_expressible(config: PreTrainedConfig, name: str) -> None:
@@ -55,7 +42,7 @@ def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None
 
     Args:
         writer: its architecture is the prefix of the keys.
-        config: from ``complete_config``.
+        config: with every default filled in.
         rows: rows of the embedding, which is the vocabulary's size to llama.cpp.
     """
     writer.add_vocab_size(rows)
