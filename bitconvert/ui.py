@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import time
@@ -209,7 +210,8 @@ def show_pack(report: PackReport) -> None:
     _stdout.print(table)
     for file in report.files:
         for note, names in _grouped_by_note(file.fallbacks):
-            show_text(f"{file.format}: {note}: {', '.join(names)}")
+            every_block = dict.fromkeys(re.sub(r"\d+", "*", name, count=1) for name in names)
+            show_text(f"{file.format}: {note}: {len(names)} tensors ({', '.join(every_block)})")
 
 
 def show_eval(report: EvalReport) -> None:
