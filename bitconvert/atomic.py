@@ -154,7 +154,7 @@ def disk_full_names(path: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_disk_full(error):
             raise
-        raise BitconvertError(f"{path}: cannot be written, the disk is full", "free some space") from error
+        raise _cannot_write(path, error) from error
 
 
 def _is_disk_full(error: Exception) -> bool:
@@ -164,7 +164,8 @@ def _is_disk_full(error: Exception) -> bool:
     return _LIBRARIES_FULL.search(str(error)) is not None
 
 
-def _cannot_write(path: Path, error: OSError) -> BitconvertError:
-    full = error.errno in _DISK_FULL
-    hint = "free some space" if full else "choose another output, or make this one writable"
-    return BitconvertError(f"{path}: cannot be written ({error.strerror or error})", hint)
+def _cannot_write(path: Path, error: Exception) -> BitconvertError:
+    if _is_disk_full(error):
+        return BitconvertError(f"{path}: cannot be written, the disk is full", "free some space")
+    reason = getattr(error, "strerror", None) or error
+    return BitconvertError(f"{path}: cannot be written ({reason})", "choose another output, or make this one writable")

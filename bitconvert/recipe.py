@@ -87,8 +87,8 @@ class Training(_Section):
 
     tokens: int = Field(1_000_000, gt=0, description="training tokens; they decide the number of steps")
     context: int = Field(512, gt=1, description="tokens in a training window")
-    batch_size: int = Field(8, gt=0, description="windows in an optimizer step, over all devices")
-    micro_batch_size: int = Field(2, gt=0, description="windows in one forward pass on one device")
+    batch_size: int = Field(8, gt=0, description="windows in an optimizer step")
+    micro_batch_size: int = Field(2, gt=0, description="windows in one forward pass")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU that has it, else float32; latents are float32 always"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -314,6 +315,16 @@ class PackedFile:
     def fallbacks(self) -> list[PackedTensor]:
         """Tensors that are not stored in the type asked for."""
         return [tensor for tensor in self.tensors if tensor.note]
+
+    def fallback_notes(self) -> list[str]:
+        """A line for each reason; the same tensor of all blocks is one name, since a large model has hundreds."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for tensor in self.fallbacks:
+            reasons.setdefault((tensor.type, tensor.note), []).append(re.sub(r"\d+", "*", tensor.name, count=1))
+        return [
+            f"{len(names)} tensors are stored as {stored}: {reason} ({', '.join(dict.fromkeys(names))})"
+            for (stored, reason), names in reasons.items()
+        ]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import time
@@ -22,7 +21,6 @@ from bitconvert.errors import BitconvertError
 from bitconvert.report import (
     EvalReport,
     InspectReport,
-    PackedTensor,
     PackReport,
     Reporter,
     WarmupPlan,
@@ -209,9 +207,8 @@ def show_pack(report: PackReport) -> None:
         )
     _stdout.print(table)
     for file in report.files:
-        for note, names in _grouped_by_note(file.fallbacks):
-            every_block = dict.fromkeys(re.sub(r"\d+", "*", name, count=1) for name in names)
-            show_text(f"{file.format}: {note}: {len(names)} tensors ({', '.join(every_block)})")
+        for note in file.fallback_notes():
+            show_text(f"{file.format}: {note}")
 
 
 def show_eval(report: EvalReport) -> None:
@@ -285,13 +282,6 @@ def show_demo(report: DemoReport) -> None:
     _stdout.print(table)
     show_text(f"{report.spoken_by} says: {report.prompt}{report.text}")
     show_text(f"everything is in {report.output} ({_duration(report.seconds)})")
-
-
-def _grouped_by_note(tensors: list[PackedTensor]) -> list[tuple[str, list[str]]]:
-    groups: dict[str, list[str]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.note, []).append(tensor.name)
-    return list(groups.items())
 
 
 def _table(*columns: str, left: int = 1) -> Table:

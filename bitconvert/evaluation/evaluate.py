@@ -246,12 +246,10 @@ def _check_arguments(data: Path | None, against: str | None, runtime: RuntimeNam
 
 def _context(checkpoint: Checkpoint, asked: int | None) -> int:
     """Tokens per window, held against what the model was made for."""
-    limit = int(checkpoint.complete.max_position_embeddings)
-    if asked is not None and asked > limit:
-        raise UsageError(
-            f"{checkpoint.name}: made for contexts of up to {limit} tokens, not {asked}", f"give at most {limit}"
-        )
-    return min(DEFAULT_CONTEXT, limit) if asked is None else asked
+    if asked is None:
+        return min(DEFAULT_CONTEXT, checkpoint.max_context)
+    checkpoint.require_context(asked, f"give at most {checkpoint.max_context}")
+    return asked
 
 
 @contextmanager

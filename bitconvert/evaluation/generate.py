@@ -126,7 +126,7 @@ def _ends(loaded: TorchModel) -> list[int]:
 
 def _room(checkpoint: Checkpoint, prompt_tokens: int, max_tokens: int) -> int:
     """Tokens of prompt and continuation together."""
-    limit = int(checkpoint.complete.max_position_embeddings)
+    limit = checkpoint.max_context
     if prompt_tokens >= limit:
         raise BitconvertError(
             f"the prompt of {prompt_tokens} tokens fills the model's context of {limit}", "give a shorter prompt"

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.lineage import Lineage, read_lineage
@@ -32,7 +32,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
-_HUB_ID = r"\w[\w.-]*/[\w.-]+"
+HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -65,6 +65,25 @@ class Checkpoint:
     def scaling(self) -> Scaling:
         """How the ternary scales are computed: as recorded, else BitNet's absmean per tensor unless changed."""
         return self.lineage.scaling if self.lineage else self.rounding
+
+    @property
+    def base_name(self) -> str:
+        """The model's name without the way to it; files made of it are called so."""
+        return Path(self.name).expanduser().resolve().name
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the model was made for."""
+        return int(self.complete.max_position_embeddings)
+
+    def require_context(self, tokens: int, hint: str) -> None:
+        """Refuse more tokens than the model was made for.
+
+        Raises:
+            UsageError: with the caller's hint.
+        """
+        if tokens > self.max_context:
+            raise UsageError(f"{self.name}: made for contexts of up to {self.max_context} tokens, not {tokens}", hint)
 
     # ---- tensors, one at a time -----------------------------------------------------------------------------------
 
@@ -111,18 +130,24 @@ class Checkpoint:
             model: nn.Module = getattr(transformers, self.family.architecture)(self.complete)
         return model
 
-    def require_fitting(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def fitting(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Hold tensors against the config.
 
         Args:
-            shapes: of all weights, in Hugging Face's order of rows, by name.
+            shapes: of all tensors that are stored, in Hugging Face's order of rows, by name.
+
+        Returns:
+            Those that the model has: no tied head, no buffers that are computed anew.
 
         Raises:
             BitconvertError: one is missing, has another shape or no place in the model.
         """
         wanted = {name: tuple(parameter.shape) for name, parameter in self.skeleton().named_parameters()}
-        for name in sorted(wanted.keys() - shapes.keys()):
-            raise BitconvertError(f"{self.name}: tensor {name} is missing", "download the model again")
+        missing = sorted(wanted.keys() - shapes.keys())
+        if missing:
+            raise BitconvertError(
+                f"{self.name}: tensor {missing[0]} is missing ({len(missing)} in all)", "download the model again"
+            )
         for name, shape in shapes.items():
             if name in wanted and shape != wanted[name]:
                 raise BitconvertError(
@@ -134,6 +159,7 @@ class Checkpoint:
                     f"{self.name}: tensor {name} has no place in the model that config.json describes",
                     "the weights must belong to their config.json: download both again",
                 )
+        return {name: shape for name, shape in shapes.items() if name in wanted}
 
     # ---- whole models ---------------------------------------------------------------------------------------------
 
@@ -237,8 +263,8 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    gguf = re.fullmatch(rf"({_HUB_ID})/(.+\.gguf)", name)
-    if not gguf and not re.fullmatch(_HUB_ID, name):
+    gguf = re.fullmatch(rf"({HUB_ID})/(.+\.gguf)", name)
+    if not gguf and not re.fullmatch(HUB_ID, name):
         raise BitconvertError(
             f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model"
         )
@@ -366,9 +392,9 @@ class _open_safetensors:
 def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
     """Load a float32 model from its directory, or from ``state`` instead of its files; every weight must be there."""
     if state is None:
-        checkpoint.require_fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
+        checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
     else:
-        checkpoint.require_fitting({name: tuple(tensor.shape) for name, tensor in state.items()})
+        checkpoint.fitting({name: tuple(tensor.shape) for name, tensor in state.items()})
     model_class = getattr(transformers, checkpoint.family.architecture)
     try:
         model = model_class.from_pretrained(

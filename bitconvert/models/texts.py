@@ -52,6 +52,11 @@ def _files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def ending_of(file: Path) -> str:
+    """The ending by which a file's type is known; empty for a file that is not read."""
+    return next((ending for ending in _READERS if file.name.endswith(ending)), "")
+
+
 def _documents(files: list[Path]) -> Iterator[str]:
     for file in files:
         reader = _reader_of(file)
@@ -83,8 +88,8 @@ def _text_of_json(file: Path, number: int, line: bytes) -> str:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(file, number) from error
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
+    except ValueError as error:  # a number of thousands of digits is one too, though its JSON is sound
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise BitconvertError(f"{file}, line {number}: not JSON ({reason})", "one JSON object a line") from error
     text = record.get(TEXT_FIELD) if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -150,4 +155,4 @@ _KNOWN_TYPES = f"texts end in {', '.join(_READERS)}"
 
 
 def _reader_of(file: Path) -> Callable[[Path], Iterator[str]] | None:
-    return next((reader for ending, reader in _READERS.items() if file.name.endswith(ending)), None)
+    return _READERS.get(ending_of(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +52,6 @@ def pack(
     _require_embedding_type(embedding_type)
     warnings = _require_ternary(checkpoint, round_plain)
     tensors = source_tensors(checkpoint)
-    checkpoint.require_fitting({tensor.name: tensor.shape for tensor in tensors})
     for form in chosen:
         _require_scaling(form, checkpoint.scaling)
         _require_shapes(form, checkpoint.scaling, tensors)
@@ -111,24 +109,13 @@ def _write(
         file = write_gguf(checkpoint, tensors, form, embedding_type, target, reporter)
     else:
         file = write_bitnet_directory(checkpoint, tensors, target, reporter)
-    for note in _fallback_notes(file):
+    for note in file.fallback_notes():
         reporter.note(note)
     return file
 
 
-def _fallback_notes(file: PackedFile) -> list[str]:
-    """A line for each reason; the same tensor of all blocks is one name, since a large model has hundreds of them."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for tensor in file.fallbacks:
-        reasons.setdefault((tensor.type, tensor.note), []).append(re.sub(r"\d+", "*", tensor.name, count=1))
-    return [
-        f"{len(names)} tensors are stored as {stored}: {reason} ({', '.join(dict.fromkeys(names))})"
-        for (stored, reason), names in reasons.items()
-    ]
-
-
 def _target(checkpoint: Checkpoint, form: Format, output: Path) -> Path:
-    model = Path(checkpoint.name).expanduser().resolve().name
+    model = checkpoint.base_name
     return output / (f"{model}-{form.type.name}.gguf" if isinstance(form, GgufFormat) else f"{model}-bitnet")
 
 

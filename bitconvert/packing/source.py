@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import with_stored_scale
 from bitconvert.report import PackedFile, PackedTensor, Reporter
@@ -16,8 +15,6 @@ from bitconvert.ternary.quantize import TernaryTensor, ternarize
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-_FINAL_NORM = "model.norm.weight"
-_RECOMPUTED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints saved
 
 
 class _Shaped(Protocol):
@@ -43,27 +40,14 @@ class SourceTensor:
     ternary: bool
 
 
-def is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the output head is the embedding itself (transformers' default for llama: it is not)."""
-    return bool(checkpoint.config.get("tie_word_embeddings", False))
-
-
 def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     """The tensors of a model, without those that are stored elsewhere (a tied head) or recomputed (rotary buffers).
 
     Raises:
-        BitconvertError: a tensor of the architecture is missing.
+        BitconvertError: they are not those that the config describes.
     """
-    names = [name for name in checkpoint.tensor_names() if not name.endswith(_RECOMPUTED)]
-    if is_tied(checkpoint):
-        names = [name for name in names if name != HEAD]
-    missing = sorted(set(_required_names(checkpoint)) - set(names))
-    if missing:
-        raise BitconvertError(
-            f"{checkpoint.name}: tensor {missing[0]} is missing ({len(missing)} in all)",
-            "download the model again, or give the checkpoint that warmup wrote",
-        )
-    return [SourceTensor(name, checkpoint.shape(name), _is_ternary(checkpoint, name)) for name in names]
+    shapes = checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
+    return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in shapes.items()]
 
 
 def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
@@ -101,12 +85,3 @@ def packed_file(path: Path, form: str, tensors: list[PackedTensor], nbytes: int,
 
 def _is_ternary(checkpoint: Checkpoint, name: str) -> bool:
     return name.endswith(".weight") and checkpoint.family.is_ternary_module(name.removesuffix(".weight"))
-
-
-def _required_names(checkpoint: Checkpoint) -> Iterator[str]:
-    yield EMBEDDING
-    yield _FINAL_NORM
-    if not is_tied(checkpoint):
-        yield HEAD
-    for layer in range(checkpoint.complete.num_hidden_layers):
-        yield from (f"model.layers.{layer}.{linear}.weight" for linear in checkpoint.family.linears)

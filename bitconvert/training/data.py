@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
+from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.generation import without_own_defaults
-from bitconvert.models.texts import TEXT_FIELD, read_texts, text_files
+from bitconvert.models.texts import TEXT_FIELD, ending_of, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report import Reporter
 
@@ -166,10 +167,10 @@ def _documents(sources: list[str], digest: Any) -> Iterator[str]:
     if len(local) == len(sources):
         for file in text_files(sources):
             with file.open("rb") as stream:
-                digest.update("".join(file.suffixes).encode())  # the same bytes read as another type are another text
+                digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return read_texts(sources)
-    if len(sources) == 1 and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+|[\w-]+", sources[0]):  # owner/name, or an old name
+    if len(sources) == 1 and re.fullmatch(rf"{HUB_ID}|[\w-]+", sources[0]):  # the oldest datasets have no owner
         return _hub_documents(sources[0], digest)
     missing = next(source for source in sources if source not in local)
     raise BitconvertError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.report import WarmupPlan
@@ -50,12 +50,7 @@ def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise BitconvertError(
             f"{checkpoint.name}: was warmed up already", f"give the original{source} and more training.tokens"
         )
-    limit = int(checkpoint.complete.max_position_embeddings)
-    if recipe.training.context > limit:
-        raise UsageError(
-            f"{checkpoint.name}: made for contexts of up to {limit} tokens, not {recipe.training.context}",
-            f"--set training.context={limit}",
-        )
+    checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
 
 
 def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:

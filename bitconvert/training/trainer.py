@@ -342,7 +342,7 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     """What Trainer has to know of a recipe.
 
     Raises:
-        UsageError: it is one of several processes, or a tracker's package is missing.
+        UsageError: it is one of several processes, asks for bf16 in vain, or a tracker's package is missing.
     """
     options = recipe.training
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

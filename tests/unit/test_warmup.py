@@ -453,7 +453,6 @@ def test_several_processes_are_refused(
 
 
 def test_a_tracker_that_is_not_installed_is_named(smollm: Path, story: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     if importlib.util.find_spec("trackio"):
         pytest.skip("trackio is installed")
     with pytest.raises(UsageError, match="trackio is not installed"):

@@ -104,7 +104,7 @@ def _embedding_rows(checkpoint: Checkpoint) -> int:
 
 def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
     writer.add_type("model")
-    writer.add_name(Path(checkpoint.name).expanduser().resolve().name)
+    writer.add_name(checkpoint.base_name)
     writer.add_file_type(file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if checkpoint.lineage is not None:
