@@ -108,11 +108,16 @@ def warmup(
 @app.command()
 def pack(
     checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote.")],
-    formats: Annotated[list[str], typer.Option("--format", help="tq1_0, tq2_0, q2_0 or safetensors. Repeatable.")],
+    formats: Annotated[list[str], typer.Option("--format", help="tq1_0, tq2_0, q2_0, safetensors; all. Repeatable.")],
     output: Annotated[
         Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")
     ] = None,
-    embedding_type: Annotated[str, typer.Option(help="Type of embedding and head in GGUF: f16, q8_0.")] = "f16",
+    embedding_type: Annotated[
+        str | None, typer.Option(help="Type of embedding and head in GGUF: f16, q8_0. Default: f16.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Split weights into files of at most this: 2GB. Default: one file.")
+    ] = None,
     round_plain: Annotated[
         bool, typer.Option("--round", help="Round a model that was never warmed up. It will not talk sense.")
     ] = False,
@@ -122,15 +127,15 @@ def pack(
     from bitconvert import ui
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import pack as run
+    from bitconvert.recipe import packing_options
 
     with ui.progress() as reporter:
         opened = open_checkpoint(checkpoint)
         report = run(
             opened,
-            formats,
+            packing_options(formats=formats, embedding_type=embedding_type, max_shard_size=max_shard_size),
             output or _beside(opened),
             round_plain=round_plain,
-            embedding_type=embedding_type,
             reporter=reporter,
         )
     _print_json(report) if as_json else ui.show_pack(report)
@@ -340,7 +345,7 @@ def _warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import foresee_refusals
 
-    for name, reason in foresee_refusals(open_checkpoint(model), recipe.pack.formats, recipe.scaling).items():
+    for name, reason in foresee_refusals(open_checkpoint(model), recipe.pack, recipe.scaling).items():
         reporter.warn(f"{name} cannot hold what this run makes: {reason}")
 
 

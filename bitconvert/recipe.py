@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bitconvert.errors import UsageError
 
@@ -123,9 +123,11 @@ class Data(_Section):
 
 
 class Packing(_Section):
-    """The formats the result is meant for; warmup warns where the scaling does not fit them."""
+    """The formats the result is meant for, and what their files are like; warmup warns where something does not fit."""
 
-    formats: tuple[str, ...] = ("tq2_0", "safetensors")
+    formats: tuple[str, ...] = Field(("tq2_0", "safetensors"), description="formats of `pack`, or all")
+    embedding_type: str = Field("f16", description="type of the embedding in GGUF files")
+    max_shard_size: ByteSize | None = Field(None, gt=0, description="split weights into files of at most this: 2GB")
 
 
 class Recipe(_Section):
@@ -171,6 +173,19 @@ def load_recipe(name: str | None = None, overrides: Iterable[str] = ()) -> Recip
             f"{path or 'recipe'}: " + "; ".join(problems),
             "`bitconvert recipes NAME` shows every key with its default",
         ) from error
+
+
+def packing_options(**given: Any) -> Packing:
+    """The options of ``pack`` as a command line gives them; None leaves the default.
+
+    Raises:
+        UsageError: naming every problem at once.
+    """
+    try:
+        return Packing.model_validate({key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = [_tell(problem).replace("_", "-") for problem in error.errors()]
+        raise UsageError(f"--{'; --'.join(problems)}", "`bitconvert pack --help` shows the options") from error
 
 
 def recipe_path(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -336,12 +336,14 @@ class PackReport:
         scaling: of the ternary weights, in words.
         files: one per format.
         warnings: what the user may not want, such as weights that were rounded without training.
+        refusals: why the other formats cannot hold this model, by name, where all were asked for.
     """
 
     model: str
     scaling: str
     files: list[PackedFile]
     warnings: list[str]
+    refusals: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.gguf_types import F32, GgufType, register_q2_0
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
+from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
@@ -256,12 +257,17 @@ def _randomize(model: LlamaForCausalLM) -> None:
             parameter.data = noise / parameter.shape[-1] ** 0.5
 
 
+def vocabulary(checkpoint: Checkpoint) -> Vocabulary:
+    """The tokenizer of a model directory as llama.cpp will know it."""
+    return vocabulary_of(checkpoint.tokenizer(), checkpoint.complete.vocab_size, checkpoint.config)
+
+
 def write_gguf(directory: Path, path: Path, gguf_type: GgufType = F32) -> Path:
     """Write a model directory as a GGUF file: matrices in one type, vectors in F32."""
     register_q2_0()
     checkpoint = open_checkpoint(str(directory))
     names = gguf_names(checkpoint.tensor_names(), checkpoint.config, checkpoint.family)
-    container = GgufContainer(path, checkpoint, gguf_type.file_type)
+    container = GgufContainer(path, checkpoint, vocabulary(checkpoint), gguf_type.file_type)
     types = {name: gguf_type if len(checkpoint.shape(name)) == 2 else F32 for name in names}
     for name, gguf_name in names.items():
         shape = checkpoint.shape(name)

@@ -20,7 +20,7 @@ from bitconvert.evaluation.inspect import inspect
 from bitconvert.evaluation.subjects import has_llama_cpp
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Recipe
+from bitconvert.recipe import Packing, Recipe
 from bitconvert.report import DemoReport, DemoRow, PackedFile, Reporter
 from bitconvert.training.warmup import warmup
 
@@ -62,8 +62,9 @@ def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
 
     original = open_checkpoint(str(MODEL))
     original.rounding = recipe.scaling  # as the warmed-up model is rounded, so that the rows differ by training alone
-    rounded = pack(original, ["tq2_0"], output / "rounded", round_plain=True, reporter=reporter)
-    packed = pack(open_checkpoint(str(output / "ternary")), ["tq2_0", "safetensors"], output, reporter=reporter)
+    tq2_0 = Packing(formats=("tq2_0",))
+    rounded = pack(original, tq2_0, output / "rounded", round_plain=True, reporter=reporter)
+    packed = pack(open_checkpoint(str(output / "ternary")), recipe.pack, output, reporter=reporter)
 
     judge = _Judge(written.judged, recipe.training.context, reporter)
     rows = (

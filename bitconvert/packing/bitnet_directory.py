@@ -24,9 +24,11 @@ import torch
 from safetensors import safe_open
 
 from bitconvert.atomic import atomic_directory
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.lineage import LINEAGE_FILE
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
@@ -58,30 +60,44 @@ _COMPANIONS = (
 """What is copied as it is, by pattern: the vocabulary, the chat template, generation defaults, history, licence."""
 
 
-def write_bitnet_directory(
-    checkpoint: Checkpoint, tensors: list[SourceTensor], target: Path, reporter: Reporter
-) -> PackedFile:
-    """Write a model as a directory of Hugging Face bitnet, complete and read back, or not at all.
+class BitnetDirectory(Container[HfBitnet]):
+    """A directory of Hugging Face bitnet; a packed model that is there already is replaced, anything else is not."""
 
-    Args:
-        checkpoint: latent, or plain and to be rounded.
-        tensors: those to write.
-        target: the directory; a packed model that is there already is replaced, anything else is not.
-        reporter: told the weights done.
+    def target(self, job: PackJob, form: HfBitnet) -> Path:
+        """See ``Container``."""
+        return job.output / f"{job.checkpoint.base_name}-bitnet"
 
-    Raises:
-        BitconvertError: the place cannot be written to, a scale cannot be stored, or the file does not read back.
-    """
-    started = time.monotonic()
-    with atomic_directory(target) as directory:
-        weights = directory / _WEIGHTS
-        expected = _write_weights(checkpoint, tensors, weights, ReadBack(target), reporter)
-        _read_back(weights, tensors, expected)
-        _write_config(checkpoint, directory)
-        _copy_companions(checkpoint.path, directory)
-        nbytes = weights.stat().st_size
-    packed = [_packed(tensor) for tensor in tensors]
-    return packed_file(target, _FORMAT.name, packed, nbytes, time.monotonic() - started)
+    def require(self, job: PackJob, form: HfBitnet) -> None:
+        """See ``Container``: rows that four divides, and a place that is free."""
+        for tensor in job.tensors:
+            if tensor.ternary and (reason := form.shape_refusal(tensor.shape)):
+                raise BitconvertError(
+                    f"tensor {tensor.name} cannot be packed as {form.name}: {reason}", "use a GGUF format"
+                )
+        _require_replaceable(self.target(job, form))
+
+    def write(self, job: PackJob, form: HfBitnet) -> PackedFile:
+        """See ``Container``."""
+        started = time.monotonic()
+        target = self.target(job, form)
+        with atomic_directory(target) as directory:
+            weights = directory / _WEIGHTS
+            expected = _write_weights(job.checkpoint, job.tensors, weights, ReadBack(target), job.reporter)
+            _read_back(weights, job.tensors, expected)
+            _write_config(job.checkpoint, directory)
+            _copy_companions(job.checkpoint.path, directory)
+            nbytes = weights.stat().st_size
+        packed = [_packed(tensor) for tensor in job.tensors]
+        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
+
+
+def _require_replaceable(target: Path) -> None:
+    """A packed model that is there already may be replaced; a directory of anything else may not."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    config = target / "config.json"
+    if not config.exists() or '"bitnet"' not in config.read_text(encoding="utf-8", errors="replace"):
+        raise UsageError(f"{target}: exists, and is no packed model", "choose another --output, or remove it")
 
 
 def _write_weights(

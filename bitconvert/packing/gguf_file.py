@@ -16,17 +16,19 @@ import torch
 from numpy.typing import NDArray
 
 from bitconvert.atomic import atomic_file
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_types
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_types import GgufType, register_q2_0
 from bitconvert.packing.formats import FALLBACKS, GgufFormat
 from bitconvert.packing.formats.base import block_scales
 from bitconvert.packing.gguf.container import GgufContainer
+from bitconvert.packing.gguf.hparams import require_expressible
 from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
+from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.source import EMBEDDING, HEAD, SourceTensor, packed_file, read_ternary, with_progress
-from bitconvert.report import PackedFile, PackedTensor, Reporter
+from bitconvert.report import PackedFile, PackedTensor
 from bitconvert.ternary.quantize import TernaryTensor
 
 EMBEDDING_TYPES = {"f16": gguf_types.F16, "q8_0": gguf_types.Q8_0, "f32": gguf_types.F32}
@@ -60,48 +62,47 @@ class PlannedTensor:
         return rows * self.type.row_bytes(self.shape[-1])
 
 
-def write_gguf(
-    checkpoint: Checkpoint,
-    tensors: list[SourceTensor],
-    form: GgufFormat,
-    embedding_type: str,
-    target: Path,
-    reporter: Reporter,
-) -> PackedFile:
-    """Write a model as one GGUF file, complete and read back, or not at all.
+class GgufFile(Container[GgufFormat]):
+    """One GGUF file; one that exists is replaced."""
 
-    Args:
-        checkpoint: latent, or plain and to be rounded.
-        tensors: those to write.
-        form: for the ternary matrices; one whose rows it does not divide gets the next best, with a note.
-        embedding_type: a key of ``EMBEDDING_TYPES``.
-        target: the file; one that exists is replaced.
-        reporter: told the weights done.
+    def target(self, job: PackJob, form: GgufFormat) -> Path:
+        """See ``Container``."""
+        return job.output / f"{job.checkpoint.base_name}-{form.type.name}.gguf"
 
-    Raises:
-        BitconvertError: llama.cpp cannot run this model, the place cannot be written to, a scale cannot be stored, or
-            the file does not read back.
-    """
-    started = time.monotonic()
-    register_q2_0()
-    plan = plan_tensors(checkpoint, tensors, form, embedding_type)
-    with atomic_file(target) as temporary:
-        expected = _write(checkpoint, plan, temporary, ReadBack(target), reporter)
-        _read_back(temporary, plan, expected)
-        nbytes = temporary.stat().st_size
-    packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in plan]
-    return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
+    def require(self, job: PackJob, form: GgufFormat) -> None:
+        """See ``Container``: a graph and a vocabulary that llama.cpp has, and an embedding type that there is."""
+        _embedding_type(job)
+        require_expressible(job.checkpoint.complete, job.checkpoint.name)
+        _ = job.vocabulary
+
+    def write(self, job: PackJob, form: GgufFormat) -> PackedFile:
+        """See ``Container``; a matrix whose rows the format does not divide gets the next best, with a note."""
+        started = time.monotonic()
+        register_q2_0()
+        target = self.target(job, form)
+        plan = plan_tensors(job, form)
+        with atomic_file(target) as temporary:
+            expected = _write(job, plan, temporary, ReadBack(target))
+            _read_back(temporary, plan, expected)
+            nbytes = temporary.stat().st_size
+        packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in plan]
+        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
+
+
+def _embedding_type(job: PackJob) -> GgufType:
+    name = job.options.embedding_type
+    if name not in EMBEDDING_TYPES:
+        raise UsageError(f"unknown embedding type '{name}'", f"embedding types: {', '.join(EMBEDDING_TYPES)}")
+    return EMBEDDING_TYPES[name]
 
 
 # ---- which type each tensor gets -------------------------------------------------------------------------------------
 
 
-def plan_tensors(
-    checkpoint: Checkpoint, tensors: list[SourceTensor], form: GgufFormat, embedding_type: str
-) -> list[PlannedTensor]:
+def plan_tensors(job: PackJob, form: GgufFormat) -> list[PlannedTensor]:
     """Choose the type of each tensor: ternary matrices ``form`` or a fallback, embeddings their own, the rest F32."""
-    names = gguf_names([tensor.name for tensor in tensors], checkpoint.config, checkpoint.family)
-    return [_planned(tensor, names[tensor.name], form, EMBEDDING_TYPES[embedding_type]) for tensor in tensors]
+    names = gguf_names([tensor.name for tensor in job.tensors], job.checkpoint.config, job.checkpoint.family)
+    return [_planned(tensor, names[tensor.name], form, _embedding_type(job)) for tensor in job.tensors]
 
 
 def _planned(tensor: SourceTensor, name: str, form: GgufFormat, embedding: GgufType) -> PlannedTensor:
@@ -131,15 +132,14 @@ def _main_type(plan: list[PlannedTensor]) -> GgufType:
 # ---- to disk and back ------------------------------------------------------------------------------------------------
 
 
-def _write(
-    checkpoint: Checkpoint, plan: list[PlannedTensor], path: Path, expected: ReadBack, reporter: Reporter
-) -> ReadBack:
+def _write(job: PackJob, plan: list[PlannedTensor], path: Path, expected: ReadBack) -> ReadBack:
     """Stream the tensors to a file, one at a time, and note what each must read back as."""
-    with closing(GgufContainer(path, checkpoint, _main_type(plan).file_type)) as container:
+    checkpoint = job.checkpoint
+    with closing(GgufContainer(path, checkpoint, job.vocabulary, _main_type(plan).file_type)) as container:
         for tensor in plan:
             container.add_tensor(tensor.name, tensor.shape, tensor.type.type_id, tensor.nbytes)
         container.begin()
-        for tensor in with_progress(plan, reporter):
+        for tensor in with_progress(plan, job.reporter):
             if tensor.form is not None:
                 ternary = _ternary_rows(checkpoint, tensor.source)
                 scales = block_scales(ternary, tensor.type.block)

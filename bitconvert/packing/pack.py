@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.packing.bitnet_directory import write_bitnet_directory
-from bitconvert.packing.formats import FORMATS, Format, GgufFormat, find_format, formats_that_hold
-from bitconvert.packing.formats.hf_bitnet import HfBitnet
-from bitconvert.packing.gguf.hparams import require_expressible
-from bitconvert.packing.gguf.vocabulary import vocabulary_of
-from bitconvert.packing.gguf_file import EMBEDDING_TYPES, write_gguf
-from bitconvert.packing.source import SourceTensor, source_tensors
-from bitconvert.recipe import Scaling
-from bitconvert.report import PackedFile, PackReport, Reporter
+from bitconvert.packing.bitnet_directory import BitnetDirectory
+from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
+from bitconvert.packing.gguf_file import GgufFile
+from bitconvert.packing.job import Container, PackJob
+from bitconvert.packing.source import promised_tensors, source_tensors
+from bitconvert.recipe import Packing, Scaling
+from bitconvert.report import PackedFile, PackReport, Reporter, Silent
+
+CONTAINERS: Mapping[str, Container[Any]] = {"gguf": GgufFile(), "bitnet": BitnetDirectory()}
+"""What carries out a format, by ``Format.container``."""
+
+EVERY_FORMAT = "all"
 
 _ROUNDED = (
     "the weights were rounded without any training: a real model forgets what it knows (SmolLM2-135M goes from a "
@@ -24,13 +28,7 @@ _ROUNDED = (
 
 
 def pack(
-    checkpoint: Checkpoint,
-    formats: Sequence[str],
-    output: Path,
-    *,
-    round_plain: bool = False,
-    embedding_type: str = "f16",
-    reporter: Reporter,
+    checkpoint: Checkpoint, options: Packing, output: Path, *, round_plain: bool = False, reporter: Reporter
 ) -> PackReport:
     """Write a checkpoint in one or more formats, each file whole and read back.
 
@@ -38,36 +36,35 @@ def pack(
 
     Args:
         checkpoint: the latent checkpoint that warmup wrote; a plain model only with ``round_plain``.
-        formats: keys of ``FORMATS``.
+        options: the formats (keys of ``FORMATS``, or "all" for those that can hold this model) and their variants.
         output: directory; gets ``<model>-TQ2_0.gguf`` and the like, and ``<model>-bitnet/`` for safetensors.
         round_plain: round a model that was never trained to be ternary, as a baseline.
-        embedding_type: key of ``EMBEDDING_TYPES``, for the embeddings of GGUF files.
         reporter: told the progress, the fallbacks and the warnings.
 
     Raises:
-        UsageError: no such format or embedding type.
+        UsageError: no such format or option.
         BitconvertError: the checkpoint is not ready, a format cannot hold it, or the output cannot be written.
     """
-    chosen = [find_format(name) for name in dict.fromkeys(formats)]
-    _require_embedding_type(embedding_type)
+    asked = _formats(options)
     warnings = _require_ternary(checkpoint, round_plain)
-    tensors = source_tensors(checkpoint)
-    for form in chosen:
-        _require_scaling(form, checkpoint.scaling)
-        _require_shapes(form, checkpoint.scaling, tensors)
-        _require_replaceable(_target(checkpoint, form, output))
+    job = PackJob(checkpoint, source_tensors(checkpoint), checkpoint.scaling, options, output, reporter)
+    refusals = _refusals(job, asked)
+    able = [form for form in asked if form.name not in refusals]
+    if refusals and (EVERY_FORMAT not in options.formats or not able):
+        raise next(iter(refusals.values()))
     for warning in warnings:
         reporter.warn(warning)
-    files = [_write(checkpoint, tensors, form, output, embedding_type, reporter) for form in chosen]
-    return PackReport(checkpoint.name, str(checkpoint.scaling), files, warnings)
+    files = [_write(job, form) for form in able]
+    reasons = {name: error.message for name, error in refusals.items()}
+    return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons)
 
 
-def foresee_refusals(checkpoint: Checkpoint, formats: Sequence[str], scaling: Scaling) -> dict[str, str]:
+def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> dict[str, str]:
     """What packing would refuse once a model is trained, so that it can be said before the training.
 
     Args:
         checkpoint: the original.
-        formats: keys of ``FORMATS``.
+        options: the formats, and their variants.
         scaling: under which it will be trained.
 
     Returns:
@@ -76,55 +73,25 @@ def foresee_refusals(checkpoint: Checkpoint, formats: Sequence[str], scaling: Sc
     Raises:
         UsageError: no such format.
     """
-    chosen = [find_format(name) for name in dict.fromkeys(formats)]
-    refusals = {form.name: reason for form in chosen if (reason := form.refusal(scaling))}
-    gguf = [form.name for form in chosen if isinstance(form, GgufFormat)]
-    if gguf and (reason := _gguf_refusal(checkpoint)):
-        refusals |= dict.fromkeys(gguf, reason)
-    return refusals
+    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, Path(), Silent())
+    return {name: error.message for name, error in _refusals(job, _formats(options)).items()}
 
 
-def _gguf_refusal(checkpoint: Checkpoint) -> str | None:
-    """Why no GGUF file can hold this model's hyperparameters or vocabulary."""
-    try:
-        config = checkpoint.complete
-        require_expressible(config, checkpoint.name)
-        vocabulary_of(checkpoint.tokenizer(), config.vocab_size, checkpoint.config)
-    except BitconvertError as error:
-        return error.message
-    return None
-
-
-def _write(
-    checkpoint: Checkpoint,
-    tensors: list[SourceTensor],
-    form: Format,
-    output: Path,
-    embedding_type: str,
-    reporter: Reporter,
-) -> PackedFile:
-    target = _target(checkpoint, form, output)
-    reporter.stage(f"packing {form.name}")
-    if isinstance(form, GgufFormat):
-        file = write_gguf(checkpoint, tensors, form, embedding_type, target, reporter)
-    else:
-        file = write_bitnet_directory(checkpoint, tensors, target, reporter)
+def _write(job: PackJob, form: Format) -> PackedFile:
+    job.reporter.stage(f"packing {form.name}")
+    file = CONTAINERS[form.container].write(job, form)
     for note in file.fallback_notes():
-        reporter.note(note)
+        job.reporter.note(note)
     return file
 
 
-def _target(checkpoint: Checkpoint, form: Format, output: Path) -> Path:
-    model = checkpoint.base_name
-    return output / (f"{model}-{form.type.name}.gguf" if isinstance(form, GgufFormat) else f"{model}-bitnet")
+def _formats(options: Packing) -> list[Format]:
+    if EVERY_FORMAT in options.formats:
+        return list(FORMATS.values())
+    return [find_format(name) for name in dict.fromkeys(options.formats)]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
-
-
-def _require_embedding_type(name: str) -> None:
-    if name not in EMBEDDING_TYPES:
-        raise UsageError(f"unknown embedding type '{name}'", f"embedding types: {', '.join(EMBEDDING_TYPES)}")
 
 
 def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
@@ -152,37 +119,31 @@ def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
     return [_ROUNDED]
 
 
-def _require_replaceable(target: Path) -> None:
-    """A packed model that is there already may be replaced; a directory of anything else may not."""
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    config = target / "config.json"
-    if not config.exists() or '"bitnet"' not in config.read_text(encoding="utf-8", errors="replace"):
-        raise UsageError(f"{target}: exists, and is no packed model", "choose another --output, or remove it")
+def _refusals(job: PackJob, forms: Sequence[Format]) -> dict[str, BitconvertError]:
+    """Why some of the formats cannot hold this model, by name."""
+    return {form.name: error for form in forms if (error := _refusal(job, form))}
 
 
-def _require_scaling(form: Format, scaling: Scaling) -> None:
-    reason = form.refusal(scaling)
-    if reason is None:
-        return
-    able = ", ".join(formats_that_hold(scaling))
-    raise BitconvertError(
-        f"format {form.name} cannot hold scales per {scaling.granularity}: {reason}",
-        f"formats that can: {able}" if able else "no format can: train with a group that is a multiple of 64",
-    )
+def _refusal(job: PackJob, form: Format) -> BitconvertError | None:
+    try:
+        _require_scaling(job, form)
+        CONTAINERS[form.container].require(job, form)
+    except BitconvertError as error:
+        return error
+    return None
 
 
-def _require_shapes(form: Format, scaling: Scaling, tensors: list[SourceTensor]) -> None:
-    group = scaling.group_size or 1
-    for tensor in tensors:
-        if not tensor.ternary:
-            continue
-        if tensor.shape[-1] % group:
+def _require_scaling(job: PackJob, form: Format) -> None:
+    if reason := form.refusal(job.scaling):
+        able = ", ".join(formats_that_hold(job.scaling))
+        raise BitconvertError(
+            f"format {form.name} cannot hold scales per {job.scaling.granularity}: {reason}",
+            f"formats that can: {able}" if able else "no format can: train with a group that is a multiple of 64",
+        )
+    group = job.scaling.group_size or 1
+    for tensor in job.tensors:
+        if tensor.ternary and tensor.shape[-1] % group:
             raise BitconvertError(
                 f"tensor {tensor.name}: its rows of {tensor.shape[-1]} do not divide into groups of {group}",
                 "the checkpoint's bitconvert.json does not belong to its weights",
             )
-        reason = form.shape_refusal(tensor.shape) if isinstance(form, HfBitnet) else None
-        if reason is not None:
-            gguf = ", ".join(name for name, row in FORMATS.items() if row.container == "gguf")
-            raise BitconvertError(f"tensor {tensor.name} cannot be packed as {form.name}: {reason}", f"use {gguf}")

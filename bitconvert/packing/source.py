@@ -50,6 +50,12 @@ def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in shapes.items()]
 
 
+def promised_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
+    """The tensors that a model's config promises, whatever kind of file holds them."""
+    promised = checkpoint.skeleton().named_parameters()
+    return [SourceTensor(name, tuple(value.shape), _is_ternary(checkpoint, name)) for name, value in promised]
+
+
 def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
     """Codes and scales of one linear, rounded as training rounds them, with the scale as files store it.
 

@@ -29,7 +29,7 @@ from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Scaling
+from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import EvalReport, Perplexity, Silent
 from tests.models import write_gguf, write_model
 
@@ -70,7 +70,18 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(latent: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same weights as files of each kind."""
     output = tmp_path_factory.mktemp("packed")
-    report = pack(open_checkpoint(str(latent)), ["safetensors", "tq2_0", "q2_0"], output, reporter=Silent())
+    report = pack(
+        open_checkpoint(str(latent)),
+        Packing(
+            formats=(
+                "safetensors",
+                "tq2_0",
+                "q2_0",
+            )
+        ),
+        output,
+        reporter=Silent(),
+    )
     return {file.format: file.path for file in report.files}
 
 
@@ -228,7 +239,9 @@ def test_activations_are_rounded_in_llama_cpps_blocks(
     with edited_safetensors(latent / "model.safetensors") as weights:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.0.{norm}.weight"][:2] *= 100
-    path = pack(open_checkpoint(str(latent)), [format_name], tmp_path, reporter=Silent()).files[0].path
+    path = (
+        pack(open_checkpoint(str(latent)), Packing(formats=(format_name,)), tmp_path, reporter=Silent()).files[0].path
+    )
     assert gguf_source.tensor_types(Path(path))["model.layers.0.mlp.down_proj.weight"] == stored
     settings = {"data": text, "context": CONTEXT, "runtime": "llama.cpp"}
     blocks, tokens = (evaluate(path, **settings, against=original).comparison for original in (path, str(latent)))  # type: ignore[arg-type]

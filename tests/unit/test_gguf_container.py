@@ -20,7 +20,7 @@ from bitconvert.models.gguf_types import F16, F32
 from bitconvert.models.rope import deinterleave_rows, interleave_rows, llama3_factors, recover_llama3
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
-from tests.models import NASTY, VARIANTS, write_gguf, write_model
+from tests.models import NASTY, VARIANTS, vocabulary, write_gguf, write_model
 
 _LLAMA = FAMILIES["llama"]
 
@@ -200,7 +200,8 @@ def test_factors_of_another_formula_are_not_mistaken_for_llama3() -> None:
 
 def test_the_writer_holds_to_what_was_announced(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "hf", "smollm2", layers=1)
-    container = GgufContainer(tmp_path / "model.gguf", open_checkpoint(str(directory)), F32.file_type)
+    checkpoint = open_checkpoint(str(directory))
+    container = GgufContainer(tmp_path / "model.gguf", checkpoint, vocabulary(checkpoint), F32.file_type)
     container.add_tensor("output_norm.weight", (256,), F32.type_id, 1024)
     container.begin()
     with pytest.raises(ValueError, match=r"output_norm\.weight has 4 bytes"):

@@ -16,7 +16,7 @@ from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Scaling
+from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import InspectReport, Silent, TensorReport
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_gguf, write_model
@@ -41,7 +41,7 @@ def make_latent(directory: Path, scaling: Scaling) -> Path:
 
 
 def packed(model: Path, name: str, output: Path) -> str:
-    return pack(open_checkpoint(str(model)), [name], output, reporter=Silent()).files[0].path
+    return pack(open_checkpoint(str(model)), Packing(formats=(name,)), output, reporter=Silent()).files[0].path
 
 
 def tensor(report: InspectReport, name: str) -> TensorReport:

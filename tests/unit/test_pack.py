@@ -26,7 +26,7 @@ from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.pack import pack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
-from bitconvert.recipe import Scaling
+from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Silent
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_model
@@ -82,9 +82,16 @@ def pack_one(model: Path, name: str, output: Path, **options: Any) -> PackedFile
 
 
 def run_pack(
-    model: Path, names: list[str], output: Path, *, reporter: Silent | None = None, **options: Any
+    model: Path,
+    names: list[str],
+    output: Path,
+    *,
+    reporter: Silent | None = None,
+    round_plain: bool = False,
+    **options: Any,
 ) -> PackReport:
-    return pack(open_checkpoint(str(model)), names, output, reporter=reporter or Silent(), **options)
+    packing = Packing(formats=tuple(names), **options)
+    return pack(open_checkpoint(str(model)), packing, output, round_plain=round_plain, reporter=reporter or Silent())
 
 
 def gguf_tensors(file: PackedFile) -> dict[str, gguf.ReaderTensor]:

@@ -20,7 +20,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.lineage import read_lineage
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.recipe import Packing, Recipe, load_recipe
 from bitconvert.report import Silent, WarmupReport
 from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
 from bitconvert.training.data import ShuffledWindows, Windows, tokenize
@@ -133,7 +133,7 @@ def test_a_model_stopped_half_way_is_not_ternary(smollm: Path, story: Path, tmp_
     assert lineage.lam == 1.0
     lineage.model_copy(update={"lam": 0.5}).save(output)
     with pytest.raises(BitconvertError, match="not ternary yet"):
-        pack(open_checkpoint(str(output)), ["tq2_0"], tmp_path, reporter=Silent())
+        pack(open_checkpoint(str(output)), Packing(formats=("tq2_0",)), tmp_path, reporter=Silent())
 
 
 def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
@@ -335,7 +335,17 @@ def test_nothing_to_resume(smollm: Path, story: Path, tmp_path: Path) -> None:
 def test_baked_and_packed_models_have_nothing_to_train(
     done: tuple[Path, WarmupReport], story: Path, tmp_path: Path
 ) -> None:
-    files = pack(open_checkpoint(str(done[0])), ["tq2_0", "safetensors"], tmp_path / "packed", reporter=Silent()).files
+    files = pack(
+        open_checkpoint(str(done[0])),
+        Packing(
+            formats=(
+                "tq2_0",
+                "safetensors",
+            )
+        ),
+        tmp_path / "packed",
+        reporter=Silent(),
+    ).files
     for file in files:
         with pytest.raises(BitconvertError, match="no latent weights left"):
             warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
@@ -404,7 +414,9 @@ def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path
 def test_a_scale_per_group_does_not_hide_that_a_file_is_packed(smollm: Path, story: Path, tmp_path: Path) -> None:
     recipe = small(story, "scaling.granularity=group:64")
     warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
-    file = pack(open_checkpoint(str(tmp_path / "out")), ["q2_0"], tmp_path, reporter=Silent()).files[0]
+    file = pack(open_checkpoint(str(tmp_path / "out")), Packing(formats=("q2_0",)), tmp_path, reporter=Silent()).files[
+        0
+    ]
     with pytest.raises(BitconvertError, match="no latent weights left"):
         warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
 

@@ -26,13 +26,13 @@ class Format(ABC):
 
     Attributes:
         name: as the user types it after ``--format``.
-        container: the kind of file that holds it.
+        container: the kind of output that holds it, a key of ``pack.CONTAINERS``.
         bits_per_weight: storage per weight, scales included.
         row_multiple: the row length (``in``) must be a multiple of this.
     """
 
     name: str
-    container: Literal["gguf", "safetensors"]
+    container: ClassVar[Literal["gguf", "bitnet"]]
     bits_per_weight: float
     row_multiple: int
 

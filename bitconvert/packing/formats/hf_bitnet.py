@@ -21,7 +21,7 @@ class HfBitnet(Format):
     """Four trits a byte along ``out``, one scale per tensor."""
 
     name = "safetensors"
-    container = "safetensors"
+    container = "bitnet"
     bits_per_weight = 2.0
     row_multiple = 1
 

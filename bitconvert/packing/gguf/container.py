@@ -9,43 +9,40 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_source import LINEAGE_KEY
 from bitconvert.packing.gguf.hparams import add_hparams, require_expressible, rope_factors
 from bitconvert.packing.gguf.tensors import ROPE_FACTORS
-from bitconvert.packing.gguf.vocabulary import vocabulary_of
-
-_EMBEDDING = "model.embed_tokens.weight"
+from bitconvert.packing.gguf.vocabulary import Vocabulary
 
 
 class GgufContainer:
     """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order.
 
-    Metadata, vocabulary and the tensor that Llama 3's rope scaling needs come from the checkpoint by themselves.
+    Metadata and the tensor that Llama 3's rope scaling needs come from the checkpoint by themselves.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, file_type: int) -> None:
+    def __init__(self, path: Path, checkpoint: Checkpoint, vocabulary: Vocabulary, file_type: int) -> None:
         """Prepare the metadata; nothing is written yet.
 
         Args:
             path: the file to write; the caller moves it into place.
-            checkpoint: where config, tokenizer and lineage come from.
+            checkpoint: where config and lineage come from.
+            vocabulary: one token for each row of the embedding.
             file_type: ``general.file_type`` (llama_ftype) of the type that most weights have.
 
         Raises:
-            BitconvertError: llama.cpp cannot compute this model or reproduce its tokenizer.
+            BitconvertError: llama.cpp cannot compute this model.
         """
         config = checkpoint.complete
         require_expressible(config, checkpoint.name)
-        rows = _embedding_rows(checkpoint)
         self._writer = GGUFWriter(path, checkpoint.family.gguf_arch)
         self._path = path
         self._announced: list[tuple[str, int]] = []
         self._written = 0
         _add_general(self._writer, checkpoint, file_type)
-        add_hparams(self._writer, config, rows)
-        vocabulary_of(checkpoint.tokenizer(), rows, checkpoint.config).add_to(self._writer)
+        add_hparams(self._writer, config, len(vocabulary.tokens))
+        vocabulary.add_to(self._writer)
         self._factors = rope_factors(config)
         if self._factors is not None:
             self.add_tensor(ROPE_FACTORS, self._factors.shape, GGMLQuantizationType.F32, self._factors.nbytes)
@@ -94,12 +91,6 @@ class GgufContainer:
     def close(self) -> None:
         """Close the file. Harmless when repeated, or when nothing was begun."""
         self._writer.close()
-
-
-def _embedding_rows(checkpoint: Checkpoint) -> int:
-    if _EMBEDDING not in checkpoint.tensor_names():
-        raise BitconvertError(f"{checkpoint.name}: tensor {_EMBEDDING} is missing", "download the model again")
-    return checkpoint.shape(_EMBEDDING)[0]
 
 
 def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
