@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bitconvert.evaluation.inspect import inspect
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import pack
-    from bitconvert.recipe import Recipe, Scaling, load_recipe
+    from bitconvert.recipe import Packing, Recipe, Scaling, load_recipe
     from bitconvert.report import Silent
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BitLinear": "bitconvert.ternary.bitlinear",
     "BitconvertError": "bitconvert.errors",
+    "Packing": "bitconvert.recipe",
     "Recipe": "bitconvert.recipe",
     "Scaling": "bitconvert.recipe",
     "Silent": "bitconvert.report",
@@ -41,6 +42,7 @@ _HOMES = {
 __all__ = [
     "BitLinear",
     "BitconvertError",
+    "Packing",
     "Recipe",
     "Scaling",
     "Silent",

@@ -134,7 +134,7 @@ def pack(
         report = run(
             opened,
             packing_options(formats=formats, embedding_type=embedding_type, max_shard_size=max_shard_size),
-            output or _beside(opened),
+            output or _packed_beside(opened),
             round_plain=round_plain,
             reporter=reporter,
         )
@@ -360,6 +360,7 @@ def _beside_name(model: str) -> str:
     return (path.resolve() if path.exists() else path).name.removesuffix(".gguf")
 
 
-def _beside(checkpoint: Checkpoint) -> Path:
+def _packed_beside(checkpoint: Checkpoint) -> Path:
     """Where the files of a checkpoint go: next to it, or here where it lies in the hub's cache."""
-    return checkpoint.path.resolve().parent if Path(checkpoint.name).expanduser().exists() else Path()
+    local = Path(checkpoint.name).expanduser().exists()
+    return (checkpoint.path.resolve().parent if local else Path()) / f"{checkpoint.base_name}-packed"

@@ -337,6 +337,7 @@ class PackReport:
         files: one per format.
         warnings: what the user may not want, such as weights that were rounded without training.
         refusals: why the other formats cannot hold this model, by name, where all were asked for.
+        companions: what lies beside the files: the model card, a Modelfile.
     """
 
     model: str
@@ -344,6 +345,7 @@ class PackReport:
     files: list[PackedFile]
     warnings: list[str]
     refusals: dict[str, str] = field(default_factory=dict)
+    companions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,17 @@ def show_pack(report: PackReport) -> None:
     for file in report.files:
         for note in file.fallback_notes():
             show_text(f"{file.format}: {note}")
+    if report.companions:
+        show_text(f"beside them: {', '.join(report.companions)}")
+    if report.refusals:
+        _show_refusals(report.refusals)
+
+
+def _show_refusals(refusals: dict[str, str]) -> None:
+    table = _table("not written", "why", left=2)
+    for name, reason in refusals.items():
+        table.add_row(name, reason)
+    _stdout.print(table)
 
 
 def show_eval(report: EvalReport) -> None:

@@ -1,4 +1,4 @@
-"""A reporter for tests that look at the progress."""
+"""A reporter for tests that look at what a command says while it works."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from bitconvert.report import Silent
 
 
 class Recorder(Silent):
-    """A reporter that remembers the progress."""
+    """A reporter that remembers what it was told."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.progress: list[tuple[int, int]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def advance(self, done: int, total: int) -> None:
         self.progress.append((done, total))

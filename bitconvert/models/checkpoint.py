@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from yaml import YAMLError
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
@@ -33,7 +35,7 @@ _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
 class Checkpoint:
@@ -70,6 +72,13 @@ class Checkpoint:
     def base_name(self) -> str:
         """The model's name without the way to it; files made of it are called so."""
         return Path(self.name).expanduser().resolve().name
+
+    @property
+    def license(self) -> str:
+        """The model's licence as it names it itself (an SPDX-like identifier on the hub); empty where it does not."""
+        if self.lineage is not None:
+            return self.lineage.license
+        return gguf_source.gguf_license(self.path) if self.kind == "gguf" else _card_license(self.path / "README.md")
 
     @property
     def max_context(self) -> int:
@@ -328,6 +337,16 @@ def _kind(name: str, config: dict[str, Any], lineage: Lineage | None) -> Kind:
         )
     online = quantization.get("linear_class") == "autobitlinear" and quantization.get("quantization_mode") == "online"
     return "latent" if online else "packed"
+
+
+def _card_license(card: Path) -> str:
+    """``license`` in the YAML header of a model card."""
+    try:
+        header = metadata_load(card) if card.exists() else None
+    except (ValueError, OSError, UnicodeDecodeError, YAMLError):
+        return ""  # a card is prose: what is wrong with it must not keep anybody from training
+    named = header.get("license") if isinstance(header, dict) else None
+    return named if isinstance(named, str) else ""
 
 
 def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:

@@ -87,6 +87,11 @@ def gguf_lineage(path: Path) -> Lineage | None:
         ) from error
 
 
+def gguf_license(path: Path) -> str:
+    """``general.license``, or nothing."""
+    return str(open_gguf(path).get("general.license", ""))
+
+
 def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
     file = open_gguf(path)

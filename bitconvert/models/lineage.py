@@ -16,6 +16,22 @@ LINEAGE_FILE = "bitconvert.json"
 _TOLD_VERSIONS = ("bitconvert", "torch", "transformers", "accelerate", "safetensors", "gguf")
 
 
+class HeldOut(BaseModel):
+    """Perplexities on text that was held out of the training.
+
+    Attributes:
+        original: of the original model.
+        rounded: of the original, rounded without training.
+        ternary: of the result at λ = 1.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    original: float
+    rounded: float
+    ternary: float
+
+
 class Lineage(BaseModel):
     """The history of a model that bitconvert wrote.
 
@@ -27,6 +43,8 @@ class Lineage(BaseModel):
         steps: optimizer steps.
         data: what it was trained on, in words.
         seed: of the training run.
+        license: of the original model, as its own card names it; empty where it does not.
+        held_out: what the training cost, measured at its end.
         versions: of Python and of the libraries that made it.
     """
 
@@ -39,6 +57,8 @@ class Lineage(BaseModel):
     steps: int = 0
     data: str = ""
     seed: int = 0
+    license: str = ""
+    held_out: HeldOut | None = None
     versions: dict[str, str] = Field(default_factory=lambda: library_versions())
 
     def save(self, directory: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.bitnet_directory import BitnetDirectory
+from bitconvert.packing.companions import write_companions
 from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
 from bitconvert.packing.gguf_file import GgufFile
 from bitconvert.packing.job import Container, PackJob
@@ -37,7 +38,8 @@ def pack(
     Args:
         checkpoint: the latent checkpoint that warmup wrote; a plain model only with ``round_plain``.
         options: the formats (keys of ``FORMATS``, or "all" for those that can hold this model) and their variants.
-        output: directory; gets ``<model>-TQ2_0.gguf`` and the like, and ``<model>-bitnet/`` for safetensors.
+        output: directory; gets ``<model>-TQ2_0.gguf`` and the like, ``<model>-bitnet/`` for safetensors, a model card,
+            and a Modelfile where Ollama reads one of the files.
         round_plain: round a model that was never trained to be ternary, as a baseline.
         reporter: told the progress, the fallbacks and the warnings.
 
@@ -55,8 +57,9 @@ def pack(
     for warning in warnings:
         reporter.warn(warning)
     files = [_write(job, form) for form in able]
+    companions = [str(path) for path in write_companions(job, files)]
     reasons = {name: error.message for name, error in refusals.items()}
-    return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons)
+    return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons, companions)
 
 
 def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> dict[str, str]:

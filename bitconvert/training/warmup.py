@@ -22,7 +22,7 @@ from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
-from bitconvert.models.lineage import Lineage
+from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
@@ -94,7 +94,7 @@ def _run(
 
     reporter.stage(f"saving {output}")
     report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
-    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, trainer)
+    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, report)
     _save(student, tokenizer, lineage, report, run_directory, output)
     return report
 
@@ -282,15 +282,17 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, trainer: WarmupTrainer) -> Lineage:
+def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, report: WarmupReport) -> Lineage:
     return Lineage(
         source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
-        tokens_seen=trainer.state.global_step * trainer.tokens_per_step,
-        steps=trainer.state.global_step,
+        tokens_seen=report.tokens,
+        steps=report.steps,
         data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",
         seed=recipe.training.seed,
+        license=checkpoint.license,
+        held_out=HeldOut(original=report.original_ppl, rounded=report.rounded_ppl, ternary=report.held_out_ppl),
     )
 
 

@@ -222,8 +222,9 @@ def test_files_of_a_hub_model_do_not_go_into_the_hubs_cache(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert bitconvert("pack", "owner/model-ternary", "--format", "tq2_0").code == 0
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["model-ternary-TQ2_0.gguf"]
-    file = gguf.GGUFReader(tmp_path / "here" / "model-ternary-TQ2_0.gguf")
+    packed = tmp_path / "here" / "model-ternary-packed"
+    assert {path.name for path in packed.iterdir()} == {"model-ternary-TQ2_0.gguf", "README.md"}
+    file = gguf.GGUFReader(packed / "model-ternary-TQ2_0.gguf")
     assert file.fields["general.name"].contents() == "model-ternary"
 
 

@@ -30,24 +30,7 @@ from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Silent
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_model
-
-
-class Recorder(Silent):
-    """A reporter that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.progress: list[tuple[int, int]] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def advance(self, done: int, total: int) -> None:
-        self.progress.append((done, total))
+from tests.recording import Recorder
 
 
 def make_latent(directory: Path, *, lam: float = 1.0, scaling: Scaling | None = None, **options: Any) -> Path:

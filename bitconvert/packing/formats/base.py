@@ -29,9 +29,11 @@ class Format(ABC):
         container: the kind of output that holds it, a key of ``pack.CONTAINERS``.
         bits_per_weight: storage per weight, scales included.
         row_multiple: the row length (``in``) must be a multiple of this.
+        runs_in: the runtimes that compute with it, in words.
     """
 
     name: str
+    runs_in: ClassVar[str]
     container: ClassVar[Literal["gguf", "bitnet"]]
     bits_per_weight: float
     row_multiple: int
@@ -39,6 +41,10 @@ class Format(ABC):
     @abstractmethod
     def refusal(self, scaling: Scaling) -> str | None:
         """Why the scales of this scaling cannot be stored; None if they can."""
+
+    @abstractmethod
+    def usage(self, path: str) -> str:
+        """Markdown that tells how to run an output; ``path`` is where it lies, seen from the card."""
 
 
 class GgufFormat(Format):
@@ -65,6 +71,10 @@ class GgufFormat(Format):
         if group is None or group % self.type.block == 0:
             return None
         return f"{self.type.name} has one scale for {self.type.block} weights, and a group is {group}"
+
+    def usage(self, path: str) -> str:
+        """See ``Format``."""
+        return f'```sh\nllama-cli -m {path} -p "Once upon a time"\n```'
 
     @abstractmethod
     def encode(self, tensor: TernaryTensor) -> Bytes:

@@ -14,6 +14,7 @@ class F16(GgufFormat):
     """A float16 per weight: a block of one, whose scale is the weight's magnitude."""
 
     type = gguf_types.F16
+    runs_in = "everything that reads GGUF"
     scale_first = True
 
     def encode(self, tensor: TernaryTensor) -> Bytes:

@@ -24,12 +24,21 @@ class HfBitnet(Format):
     container = "bitnet"
     bits_per_weight = 2.0
     row_multiple = 1
+    runs_in = "transformers, mlx-lm"
 
     def refusal(self, scaling: Scaling) -> str | None:
         """Only a scale per tensor: transformers' BitLinear holds a single number."""
         if scaling.granularity == "tensor":
             return None
         return f"transformers' BitLinear has one scale per tensor, and this model has one per {scaling.granularity}"
+
+    def usage(self, path: str) -> str:
+        """See ``Format``."""
+        return (
+            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}")\n```'
+        )
 
     def shape_refusal(self, shape: tuple[int, ...]) -> str | None:
         """Why a matrix (out, in) cannot be packed; None if it can."""

@@ -20,6 +20,7 @@ class Q2_0(BlockFormat):
     """Four neighbouring trits a byte, scale first."""
 
     type = gguf_types.Q2_0
+    runs_in = "recent llama.cpp (CPU, CUDA, Metal, Vulkan), recent Ollama"
     scale_first = True
 
     def _pack(self, trits: Bytes) -> Bytes:

@@ -16,6 +16,7 @@ class Q8_0(BlockFormat):
     """One code a byte, scale first."""
 
     type = gguf_types.Q8_0
+    runs_in = "everything that reads GGUF"
     scale_first = True
 
     def _pack(self, trits: Bytes) -> Bytes:

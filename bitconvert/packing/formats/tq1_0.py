@@ -26,6 +26,7 @@ class TQ1_0(BlockFormat):
     """Five trits a byte, scale last."""
 
     type = gguf_types.TQ1_0
+    runs_in = "llama.cpp (CPU, Vulkan), QVAC Fabric"
     scale_first = False
 
     def _pack(self, trits: Bytes) -> Bytes:

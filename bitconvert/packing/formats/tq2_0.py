@@ -19,6 +19,7 @@ class TQ2_0(BlockFormat):
     """Four trits a byte, 32 elements apart, scale last."""
 
     type = gguf_types.TQ2_0
+    runs_in = "llama.cpp (CPU, Metal, Vulkan), QVAC Fabric"
     scale_first = False
 
     def _pack(self, trits: Bytes) -> Bytes:

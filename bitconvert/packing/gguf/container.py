@@ -96,6 +96,8 @@ class GgufContainer:
 def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
     writer.add_type("model")
     writer.add_name(checkpoint.base_name)
+    if checkpoint.license:
+        writer.add_license(checkpoint.license)
     writer.add_file_type(file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if checkpoint.lineage is not None:

@@ -1,0 +1,166 @@
+"""What lies beside the files: a model card for people, a Modelfile for Ollama."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from bitconvert.atomic import atomic_file
+from bitconvert.models.checkpoint import HUB_ID
+from bitconvert.models.lineage import HeldOut, Lineage, library_versions
+from bitconvert.packing.formats import FORMATS
+from bitconvert.packing.job import PackJob
+from bitconvert.report import PackedFile
+
+CARD = "README.md"
+MODELFILE = "Modelfile"
+
+_OUR_TAG = "bitconvert"
+_RECIPE = "recipe.yaml"
+
+_OLLAMA_READS = ("q2_0", "q8_0", "f16", "bf16")
+"""Formats whose tensor types Ollama's own GGUF parser knows, the smallest first. It refuses TQ1_0 and TQ2_0 ("size
+overflows"), and Q2_0 in versions of before autumn 2026 (ollama/fs/gguf/tensor.go)."""
+
+_OLLAMA_CONTEXT = 4096  # Ollama's own default; more than the model was made for would be nonsense
+
+
+def write_companions(job: PackJob, files: list[PackedFile]) -> list[Path]:
+    """Write the card, and the Modelfile if Ollama reads one of the files.
+
+    A README.md that somebody else wrote stays; the user is told.
+
+    Args:
+        job: what was packed.
+        files: what came of it.
+
+    Returns:
+        What was written.
+    """
+    written = []
+    card = job.output / CARD
+    if card.exists() and not _is_ours(card):
+        job.reporter.note(f"{card} is not bitconvert's and stays as it is: no model card was written")
+    else:
+        written.append(_write(card, model_card(job, files)))
+    if content := modelfile(job, files):
+        written.append(_write(job.output / MODELFILE, content))
+    return written
+
+
+def model_card(job: PackJob, files: list[PackedFile]) -> str:
+    """Markdown with a YAML header that the Hugging Face hub understands: what the files are, cost, and run in."""
+    sections = [
+        f"---\n{_header(job)}\n---",
+        f"# {job.checkpoint.base_name} at 1.58 bits",
+        _origin(job),
+        f"## Files\n\n{_file_table(job, files)}",
+        _cost(job.checkpoint.lineage),
+        f"## How to run\n\n{_usage(job, files)}",
+        _training(job),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def modelfile(job: PackJob, files: list[PackedFile]) -> str:
+    """What ``ollama create NAME -f Modelfile`` reads; empty if Ollama reads none of the files."""
+    readable = {file.format: file for file in files if file.format in _OLLAMA_READS}
+    best = next((readable[name] for name in _OLLAMA_READS if name in readable), None)
+    if best is None:
+        return ""
+    end = job.vocabulary.special_ids.get("eos")
+    stop = [f'PARAMETER stop "{job.vocabulary.tokens[end]}"'] if end is not None else []
+    lines = [
+        f"# ollama create {job.checkpoint.base_name.lower()} -f {MODELFILE}",
+        f"FROM ./{_relative(job, best)}",
+        f"PARAMETER num_ctx {min(job.checkpoint.max_context, _OLLAMA_CONTEXT)}",
+        *stop,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ---- the card's parts ------------------------------------------------------------------------------------------------
+
+
+def _header(job: PackJob) -> str:
+    source = _source(job)
+    data = ModelCardData(
+        base_model=source if re.fullmatch(HUB_ID, source) and not Path(source).exists() else None,
+        license=job.checkpoint.license or None,
+        pipeline_tag="text-generation",
+        tags=["ternary", "bitnet", "1.58-bit", _OUR_TAG],
+    )
+    return str(data.to_yaml())
+
+
+def _source(job: PackJob) -> str:
+    return job.checkpoint.lineage.source if job.checkpoint.lineage else job.checkpoint.name
+
+
+def _origin(job: PackJob) -> str:
+    made = f"Made from {_source(job)} by bitconvert {library_versions()['bitconvert']}"
+    if job.checkpoint.lineage is None:
+        return (
+            f"{made} by rounding alone, without any training: a baseline to compare with. Such a model has forgotten "
+            "what the original knew."
+        )
+    return (
+        f"{made}: the linear layers of every block are ternary ({{-1, 0, +1}} times a scale, {job.scaling}) and take "
+        "int8 activations."
+    )
+
+
+def _file_table(job: PackJob, files: list[PackedFile]) -> str:
+    rows = [
+        f"| `{_relative(job, file)}` | {file.nbytes / 1e6:.1f} MB | {file.bits_per_weight:.2f} "
+        f"({file.ternary_bits_per_weight:.2f} in the ternary layers) | {FORMATS[file.format].runs_in} |"
+        for file in files
+    ]
+    return "\n".join(["| file | size | bits per weight | runs in |", "|---|---|---|---|", *rows])
+
+
+def _cost(lineage: Lineage | None) -> str:
+    if lineage is None or lineage.held_out is None:
+        return ""
+    ppl: HeldOut = lineage.held_out
+    return (
+        "## What it costs\n\n| perplexity on held-out text | |\n|---|---|\n"
+        f"| {lineage.source} | {ppl.original:.2f} |\n"
+        f"| the same, rounded without training | {ppl.rounded:.4g} |\n"
+        f"| this model | {ppl.ternary:.2f} (ratio {ppl.ternary / ppl.original:.2f}) |"
+    )
+
+
+def _usage(job: PackJob, files: list[PackedFile]) -> str:
+    return "\n\n".join(
+        f"`{_relative(job, file)}`:\n\n{FORMATS[file.format].usage(_relative(job, file))}" for file in files
+    )
+
+
+def _training(job: PackJob) -> str:
+    lineage = job.checkpoint.lineage
+    if lineage is None:
+        return ""
+    versions = ", ".join(f"{name} {version}" for name, version in lineage.versions.items())
+    recipe = job.checkpoint.path / _RECIPE
+    shown = f"\n\n```yaml\n{recipe.read_text(encoding='utf-8').rstrip()}\n```" if recipe.is_file() else ""
+    return (
+        f"## How it was made\n\n{lineage.tokens_seen:,} tokens in {lineage.steps:,} steps, seed {lineage.seed}, on "
+        f"{lineage.data or 'unknown text'}, with {versions}.{shown}"
+    )
+
+
+def _relative(job: PackJob, file: PackedFile) -> str:
+    return Path(file.path).relative_to(job.output).as_posix()
+
+
+def _is_ours(card: Path) -> bool:
+    return f"\n- {_OUR_TAG}\n" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _write(path: Path, text: str) -> Path:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path

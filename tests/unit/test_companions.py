@@ -1,0 +1,117 @@
+"""What lies beside packed files: a model card that the hub understands, a Modelfile that names what Ollama reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import metadata_load
+
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.lineage import HeldOut, Lineage
+from bitconvert.packing.pack import pack
+from bitconvert.recipe import Packing, Scaling
+from bitconvert.report import PackReport, Silent
+from tests.models import write_model
+from tests.recording import Recorder
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_model(tmp_path_factory.mktemp("models") / "Tiny", "smollm2")
+    Lineage(
+        source="someone/original",
+        lam=1.0,
+        scaling=Scaling(),
+        tokens_seen=123_456,
+        steps=7,
+        data="stories.txt",
+        license="apache-2.0",
+        held_out=HeldOut(original=10.0, rounded=2e6, ternary=12.5),
+    ).save(directory)
+    (directory / "recipe.yaml").write_text("training:\n  tokens: 123456\n")
+    return directory
+
+
+def run(model: Path, output: Path, *formats: str, reporter: Silent | None = None, **options: bool) -> PackReport:
+    checkpoint = open_checkpoint(str(model))
+    return pack(checkpoint, Packing(formats=formats), output, reporter=reporter or Silent(), **options)
+
+
+def test_the_card_tells_what_a_buyer_would_ask(tmp_path: Path, latent: Path) -> None:
+    report = run(latent, tmp_path, "tq2_0", "safetensors")
+    assert report.companions == [str(tmp_path / "README.md")]
+    header = metadata_load(tmp_path / "README.md")
+    assert header["base_model"] == "someone/original"
+    assert header["license"] == "apache-2.0"
+    assert {"ternary", "bitnet", "1.58-bit"} <= set(header["tags"])
+    card = (tmp_path / "README.md").read_text()
+    for told in (
+        "`Tiny-TQ2_0.gguf`",
+        "llama-cli -m Tiny-TQ2_0.gguf",
+        'from_pretrained("Tiny-bitnet")',
+        "12.50 (ratio 1.25)",
+        "2e+06",
+        "123,456 tokens in 7 steps",
+        "stories.txt",
+        "tokens: 123456",
+    ):
+        assert told in card
+
+
+def test_a_rounded_model_is_called_a_baseline(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "plain", "smollm2")
+    run(model, tmp_path / "out", "tq2_0", round_plain=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "a baseline to compare with" in card
+    assert "What it costs" not in card
+    assert "base_model" not in metadata_load(tmp_path / "out" / "README.md")  # a path is no model of the hub
+
+
+def test_somebody_elses_readme_stays(tmp_path: Path, latent: Path) -> None:
+    (tmp_path / "README.md").write_text("# My thesis\n")
+    told = Recorder()
+    assert run(latent, tmp_path, "tq2_0", reporter=told).companions == []
+    assert (tmp_path / "README.md").read_text() == "# My thesis\n"
+    assert any("stays as it is" in note for note in told.notes)
+
+
+def test_our_own_card_is_renewed(tmp_path: Path, latent: Path) -> None:
+    run(latent, tmp_path, "tq2_0")
+    run(latent, tmp_path, "tq1_0")
+    assert "Tiny-TQ1_0.gguf" in (tmp_path / "README.md").read_text()
+
+
+def test_the_modelfile_names_a_file_that_ollama_reads(tmp_path: Path, latent: Path) -> None:
+    report = run(latent, tmp_path, "tq2_0", "q2_0")
+    assert report.companions == [str(tmp_path / "README.md"), str(tmp_path / "Modelfile")]
+    assert (tmp_path / "Modelfile").read_text().splitlines() == [
+        "# ollama create tiny -f Modelfile",
+        "FROM ./Tiny-Q2_0.gguf",
+        "PARAMETER num_ctx 512",
+        'PARAMETER stop "<|end|>"',
+    ]
+
+
+def test_no_modelfile_where_ollama_reads_nothing(tmp_path: Path, latent: Path) -> None:
+    run(latent, tmp_path, "tq1_0", "tq2_0", "safetensors")
+    assert not (tmp_path / "Modelfile").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\n---\n# Model\n", "mit"),
+        ("# no header\n", ""),
+        ("---\nlicense: [a, b]\n---\n", ""),
+        ("---\nlicense: {\n---\n", ""),
+        ("---\n- a list\n---\n", ""),
+    ],
+)
+def test_the_licence_comes_from_the_originals_card(tmp_path: Path, card: str, licence: str) -> None:
+    model = write_model(tmp_path / "plain", "smollm2")
+    (model / "README.md").write_text(card)
+    assert open_checkpoint(str(model)).license == licence
+    if licence:
+        gguf = run(model, tmp_path / "out", "tq2_0", round_plain=True).files[0].path
+        assert open_checkpoint(gguf).license == licence
