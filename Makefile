@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+QVAC   := 0.53.0
 
-.PHONY: help demo test test-all check lint format bench clean
+.PHONY: help demo test test-all check lint format bench compatibility clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## warm up, pack and measure the embedded model (minutes)
 	$(BIN)/bitconvert demo --output demo-output/$$(date +%Y%m%d-%H%M%S)
@@ -34,6 +35,11 @@ format: $(READY)  ## let ruff rewrite what it can
 bench: $(READY)  ## speed against named peers, as ratios in one run
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.training_step
+
+compatibility: $(READY)  ## load every family in every format into every runtime; writes docs/compatibility.md
+	$(BIN)/pip install --quiet --constraint constraints.txt cyllama || true
+	command -v npm >/dev/null && npm install --silent --prefix $(VENV)/qvac @qvac/llm-llamacpp@$(QVAC) bare || true
+	$(BIN)/python -m tests.compatibility docs/compatibility.md
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,173 @@
+"""Real programs that load packed files: what each takes, and the logits or the text it gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitconvert.evaluation.runtimes import open_runtime
+
+HERE = Path(__file__).parent
+QVAC = HERE.parents[1] / ".venv" / "qvac"
+"""Where ``make compatibility`` installs QVAC's npm package."""
+
+_LAST_WORDS = 160  # of a program that failed
+
+
+class Failed(Exception):
+    """A client refused a file, in its own words."""
+
+
+class Client(Protocol):
+    """A program that computes logits from a packed model."""
+
+    name: str
+    formats: tuple[str, ...]
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """Logits (tokens, vocabulary), float32.
+
+        Raises:
+            Failed: it does not load the file.
+        """
+
+
+@dataclass(frozen=True)
+class XllamaCpp:
+    """llama.cpp as the xllamacpp wheel brings it."""
+
+    name: str = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+    formats: tuple[str, ...] = ("tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16")
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """See ``Client``."""
+        with open_runtime(path, n_ctx=len(tokens), threads=1) as runtime:
+            return torch.from_numpy(runtime.logits(tokens).copy())
+
+
+@dataclass(frozen=True)
+class Cyllama:
+    """llama.cpp as the cyllama wheel brings it: older, and of another hand."""
+
+    name: str = "llama.cpp (cyllama)"
+    formats: tuple[str, ...] = ("tq1_0", "tq2_0", "q8_0", "f16", "bf16")
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """See ``Client``."""
+        with tempfile.TemporaryDirectory() as scratch:
+            given, made = Path(scratch) / "tokens.npy", Path(scratch) / "logits.npy"
+            np.save(given, np.array(tokens))
+            _run([sys.executable, str(HERE / "cyllama_client.py"), str(path), str(given), str(made)])
+            return torch.from_numpy(np.load(made))
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """Stock transformers, with nothing of bitconvert in between."""
+
+    name: str = f"transformers {version('transformers')}"
+    formats: tuple[str, ...] = ("safetensors", "compressed-tensors")
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """See ``Client``."""
+        from transformers import AutoModelForCausalLM
+
+        with _uncompiled(), torch.no_grad():
+            try:
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+                logits: Tensor = model(torch.tensor([tokens])).logits[0].float()
+            except Exception as error:
+                raise Failed(f"{type(error).__name__}: {error}"[:_LAST_WORDS]) from error
+        return logits
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """onnxruntime on the CPU."""
+
+    name: str = "onnxruntime"
+    formats: tuple[str, ...] = ("onnx",)
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """See ``Client``."""
+        import onnxruntime
+
+        (graph,) = (path / "onnx").glob("*.onnx")
+        session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        (logits,) = session.run(["logits"], _onnx_inputs(session, tokens))
+        return torch.from_numpy(logits[0])
+
+
+def qvac_text(path: Path, prompt: str, tokens: int) -> str:
+    """What QVAC Fabric says after a prompt, greedily.
+
+    Raises:
+        Failed: it does not load the file.
+    """
+    client = shutil.copy(HERE / "qvac_client.js", QVAC)
+    words = [str(QVAC / "node_modules" / ".bin" / "bare"), str(client), str(path), prompt, str(tokens)]
+    lines = _run(words).splitlines()
+    return str(json.loads(next(line for line in lines if line.startswith('{"text"')))["text"])
+
+
+def installed_clients() -> list[Client]:
+    """Those of the clients above that this environment has."""
+    clients: list[Client] = [XllamaCpp(), Transformers()]
+    if find_spec("cyllama"):
+        clients.insert(1, Cyllama(f"llama.cpp (cyllama {version('cyllama')})"))
+    if find_spec("onnxruntime"):
+        clients.append(OnnxRuntime(f"onnxruntime {version('onnxruntime')}"))
+    return clients
+
+
+def has_qvac() -> bool:
+    """Whether QVAC's npm package and its runtime are installed."""
+    return (QVAC / "node_modules" / ".bin" / "bare").exists()
+
+
+def _run(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise Failed((said or [f"exit status {done.returncode}"])[-1][:_LAST_WORDS])
+    return done.stdout
+
+
+def _onnx_inputs(session: object, tokens: list[int]) -> dict[str, np.ndarray]:
+    ids = np.array([tokens], np.int64)
+    given = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(len(tokens), dtype=np.int64)[None],
+    }
+    inputs = {}
+    for wanted in session.get_inputs():  # type: ignore[attr-defined]
+        if wanted.name in given:
+            inputs[wanted.name] = given[wanted.name]
+        else:  # the empty cache: (batch, heads, 0, head_dim)
+            _, heads, _, head_dim = wanted.shape
+            inputs[wanted.name] = np.zeros((1, heads, 0, head_dim), np.float32)
+    return inputs
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    torch.compiler.set_stance("force_eager")  # transformers compiles BitLinear: the same numbers, only later
+    try:
+        yield
+    finally:
+        torch.compiler.set_stance("default")
