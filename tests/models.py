@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import gguf
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
+from bitconvert.models.families import FAMILIES
+from bitconvert.models.gguf_tensors import gguf_names, to_gguf_rows
 from bitconvert.models.gguf_types import F32, GgufType, register_q2_0
 from bitconvert.packing.gguf.container import GgufContainer
-from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
 from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
@@ -186,6 +188,26 @@ def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+
+
+def longrope(dimensions: int, original: int) -> dict[str, Any]:
+    """LongRoPE with factors that differ from pair to pair, and the short ones from the long ones."""
+    short = [1 + 0.05 * pair for pair in range(dimensions // 2)]
+    long = [1 + 0.5 * pair for pair in range(dimensions // 2)]
+    return {
+        "max_position_embeddings": 4 * original,
+        "original_max_position_embeddings": original,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original,
+        },
+    }
+
+
 VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]] = {
     "llama2": (sentencepiece_bpe, {"num_key_value_heads": 4, "rms_norm_eps": 1e-6}),
     "tinyllama": (lambda: sentencepiece_bpe("metaspace"), {"num_key_value_heads": 1}),
@@ -203,18 +225,97 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
     "falcon3": (byte_level_bpe, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
     "biased": (byte_level_bpe, {"attention_bias": True, "mlp_bias": True}),
     "linear": (byte_level_bpe, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
-    "yarn": (
+    "yarn": (byte_level_bpe, {"rope_parameters": YARN}),
+    "mistral": (sentencepiece_bpe, {"model_type": "mistral", "head_dim": 32, "sliding_window": None}),
+    "ministral": (byte_level_bpe, {"model_type": "ministral", "head_dim": 64, "sliding_window": 512}),
+    "ministral3": (
         byte_level_bpe,
         {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 128,
-            }
+            "model_type": "ministral3",
+            "head_dim": 32,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5},
         },
     ),
+    "qwen2": (byte_level_bpe, {"model_type": "qwen2", "tie_word_embeddings": True}),
+    "qwen2-yarn": (byte_level_bpe, {"model_type": "qwen2", "rope_parameters": YARN}),
+    "qwen3": (byte_level_bpe, {"model_type": "qwen3", "head_dim": 32}),
+    "gemma": (
+        sentencepiece_bpe,
+        {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 128, "tie_word_embeddings": True},
+    ),
+    "gemma2": (
+        sentencepiece_bpe,
+        {
+            "model_type": "gemma2",
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 64,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "num_hidden_layers": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        sentencepiece_bpe,
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 64,
+            "num_hidden_layers": 7,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3-linear": (
+        sentencepiece_bpe,
+        {
+            "model_type": "gemma3_text",
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 64,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+            },
+        },
+    ),
+    "phi3": (sentencepiece_bpe, {"model_type": "phi3"}),
+    "phi3-short": (sentencepiece_bpe, {"model_type": "phi3", **longrope(64, 512)}),
+    "phi3-long": (sentencepiece_bpe, {"model_type": "phi3", **longrope(64, 128)}),
+    "phi4": (
+        byte_level_bpe,
+        {"model_type": "phi3", "tie_word_embeddings": True, "partial_rotary_factor": 0.75, **longrope(48, 128)},
+    ),
+    "smollm3": (
+        byte_level_bpe,
+        {"model_type": "smollm3", "num_hidden_layers": 5, "tie_word_embeddings": True},
+    ),
+    "granite": (
+        byte_level_bpe,
+        {
+            "model_type": "granite",
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.07,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+        },
+    ),
+    "granite-biased": (byte_level_bpe, {"model_type": "granite", "attention_bias": True, "mlp_bias": True}),
+    "olmo2": (byte_level_bpe, {"model_type": "olmo2"}),
+    "stablelm": (byte_level_bpe, {"model_type": "stablelm", "use_qkv_bias": True}),
+    "stablelm-parallel": (
+        byte_level_bpe,
+        {"model_type": "stablelm", "use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    ),
+    "glm4": (byte_level_bpe, {"model_type": "glm4", "head_dim": 64}),
+    "glm4-unbiased": (
+        byte_level_bpe,
+        {"model_type": "glm4", "head_dim": 32, "attention_bias": False, "partial_rotary_factor": 1},
+    ),
 }
+"""One row for each way in which models differ: a tokenizer, and what its config says unlike ``write_model``'s."""
 
 
 def write_model(directory: Path, variant: str, *, padding_rows: int = 4, layers: int = 2, **changes: Any) -> Path:
@@ -226,6 +327,7 @@ def write_model(directory: Path, variant: str, *, padding_rows: int = 4, layers:
     make_tokenizer, overrides = VARIANTS[variant]
     tokenizer = make_tokenizer()
     shape = {
+        "model_type": "llama",
         "hidden_size": 256,
         "intermediate_size": 512,
         "num_hidden_layers": layers,
@@ -236,21 +338,23 @@ def write_model(directory: Path, variant: str, *, padding_rows: int = 4, layers:
         "vocab_size": len(tokenizer) + padding_rows,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": False,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(shape | overrides | changes)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**copy.deepcopy(shape | overrides | changes)))
     _randomize(model)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def _randomize(model: LlamaForCausalLM) -> None:
+def _randomize(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(7)
+    unit = 1 - FAMILIES[model.config.model_type].norm_shift
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("norm.weight"):
-            parameter.data = 1 + 0.2 * noise
+        if name.endswith("norm.weight"):  # in bfloat16, as published: adding 1 to them loses nothing
+            parameter.data = (unit + 0.2 * noise).bfloat16().float()
         elif name.endswith("bias"):
             parameter.data = 0.3 * noise
         else:
@@ -266,7 +370,7 @@ def write_gguf(directory: Path, path: Path, gguf_type: GgufType = F32) -> Path:
     """Write a model directory as a GGUF file: matrices in one type, vectors in F32."""
     register_q2_0()
     checkpoint = open_checkpoint(str(directory))
-    names = gguf_names(checkpoint.tensor_names(), checkpoint.config, checkpoint.family)
+    names = gguf_names(checkpoint.tensor_names(), checkpoint.complete, checkpoint.family)
     container = GgufContainer(path, checkpoint, vocabulary(checkpoint), gguf_type.file_type)
     types = {name: gguf_type if len(checkpoint.shape(name)) == 2 else F32 for name in names}
     for name, gguf_name in names.items():
@@ -276,7 +380,7 @@ def write_gguf(directory: Path, path: Path, gguf_type: GgufType = F32) -> Path:
         container.add_tensor(gguf_name, shape, types[name].ggml(), nbytes)
     container.begin()
     for name in names:
-        values = to_gguf_rows(checkpoint.read(name), name, checkpoint.config, checkpoint.family)
+        values = to_gguf_rows(checkpoint.read(name), name, checkpoint.complete, checkpoint.family)
         container.write(gguf.quantize(values.float().numpy(), types[name].ggml()))
     container.close()
     return path

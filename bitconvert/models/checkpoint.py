@@ -57,7 +57,7 @@ class Checkpoint:
         self.path = path
         is_gguf = path.is_file()
         self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
-        self.family: Family = family_of(str(self.config.get("model_type")), name)
+        self.family: Family = family_of(self.config, name)
         self.rounding = Scaling()
         self.complete = _complete(name, self.config, self.family)
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
@@ -307,7 +307,7 @@ def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedCo
     transformers itself reads it, so that GGUF and safetensors agree on what a missing key means.
     """
     unsaid = ("model_type", "quantization_config")
-    known = {key: value for key, value in config.items() if key not in unsaid and value is not None}
+    known = {key: value for key, value in config.items() if key not in unsaid}
     with _bad_config_named(name):
         complete: PreTrainedConfig = AutoConfig.for_model(family.model_type, **known)
     return complete

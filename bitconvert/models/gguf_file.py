@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderField, ReaderTensor
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.families import FAMILIES, Family, family_of
+from bitconvert.models.families import Family, gguf_family_of
 from bitconvert.models.gguf_types import register_q2_0
 
 
@@ -67,8 +67,4 @@ def gguf_family(file: GgufFile) -> Family:
     Raises:
         BitconvertError: the architecture is not supported.
     """
-    arch = str(file.require("general.architecture"))
-    for family in FAMILIES.values():
-        if family.gguf_arch == arch:
-            return family
-    return family_of(arch, str(file.path))
+    return gguf_family_of(str(file.require("general.architecture")), str(file.path))

@@ -9,30 +9,31 @@ alphabet; and what it loads cannot be saved.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, ReaderTensor, dequantize, get_tensor_name_map
+from gguf import ReaderTensor, dequantize
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import AutoConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.families import Family
 from bitconvert.models.gguf_file import GgufFile, gguf_family, open_gguf
+from bitconvert.models.gguf_rope import ROPE_TENSORS, rope_parameters
+from bitconvert.models.gguf_tensors import from_gguf_rows, gguf_names
 from bitconvert.models.gguf_tokenizer import load_gguf_tokenizer as load_gguf_tokenizer
 from bitconvert.models.gguf_types import Q2_0, Q8_0, TQ1_0, TQ2_0
+from bitconvert.models.hparams import COMMON, resolve, spellings
 from bitconvert.models.lineage import Lineage
-from bitconvert.models.rope import deinterleave_rows, recover_llama3
 
 LINEAGE_KEY = "bitconvert.lineage"
 
 TERNARY_TYPES = frozenset({TQ1_0.name, TQ2_0.name, Q2_0.name})
 """Types that hold nothing but codes and scales."""
-
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
@@ -44,27 +45,17 @@ def gguf_config(path: Path) -> dict[str, Any]:
     """
     file = open_gguf(path)
     family = gguf_family(file)
-    key = family.gguf_arch
-    heads = file.require(f"{key}.attention.head_count")
-    width = file.require(f"{key}.embedding_length")
-    if file.get(f"{key}.expert_count", 0):
+    if file.get(f"{family.gguf_arch}.expert_count", 0):
         raise BitconvertError(f"{path}: it is a mixture of experts", "only dense models are supported")
-    head_dim = file.get(f"{key}.attention.key_length", file.get(f"{key}.rope.dimension_count", width // heads))
+    known = _hparams(file, family)
+    shape = SimpleNamespace(**known)
+    known["rope_parameters"] = rope_parameters(file, family, shape)
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "hidden_size": width,
-        "intermediate_size": file.require(f"{key}.feed_forward_length"),
-        "num_hidden_layers": file.require(f"{key}.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": file.get(f"{key}.attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": file.require(f"{key}.context_length"),
-        "rms_norm_eps": file.require(f"{key}.attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(file, key, head_dim),
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
+        **known,
+        **{attribute: spellings(resolve(value, shape))[0] for attribute, value in family.computed.items()},
+        **{attribute: tensor in file.tensors for attribute, tensor in family.flags.items()},
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "vocab_size": int(_tensor(file, "token_embd.weight").shape[1]),
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
@@ -94,8 +85,9 @@ def gguf_license(path: Path) -> str:
 
 def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
-    file = open_gguf(path)
-    return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(file, gguf_family(file)).items()}
+    with torch.device("meta"):
+        skeleton = _model(path)
+    return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(open_gguf(path), skeleton).items()}
 
 
 def activation_blocks(path: Path) -> dict[str, int]:
@@ -112,61 +104,45 @@ def activation_blocks(path: Path) -> dict[str, int]:
     return {name: block for name, kind in tensor_types(path).items() if (block := blocks.get(kind)) is not None}
 
 
-def load_gguf_model(path: Path) -> LlamaForCausalLM:
+def load_gguf_model(path: Path) -> PreTrainedModel:
     """The model in float32, as a fresh object that can be trained and saved.
 
     Raises:
         BitconvertError: the file is damaged, or its tensors are not those of its architecture.
     """
     file = open_gguf(path)
-    family = gguf_family(file)
-    values = gguf_config(path)
-    config = AutoConfig.for_model(**{key: value for key, value in values.items() if value is not None})
-    model: LlamaForCausalLM = getattr(transformers, family.architecture)(config)
-    state = {name: parameter.data for name, parameter in model.named_parameters()}
-    stored = _by_hf_name(file, family)
-    _require_same(path, set(state), set(stored))
+    model = _model(path)
+    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
+    stored = _by_hf_name(file, model)
+    missing = [name for name in parameters if name not in stored]
+    if missing:
+        raise BitconvertError(f"{path}: tensor {missing[0]} is missing", "convert the model to GGUF again")
     for name, tensor in stored.items():
-        state[name].copy_(_read(file, tensor, config, family, state[name].shape))
+        parameters[name].copy_(_read(file, tensor, name, model.config, parameters[name].shape))
     return model
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
 
 
-def _rope(file: GgufFile, key: str, head_dim: int) -> dict[str, Any]:
-    theta = float(file.get(f"{key}.rope.freq_base", 10000.0))
-    scaling = str(file.get(f"{key}.rope.scaling.type", "none"))
-    rotated = file.get(f"{key}.rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise BitconvertError(
-            f"{file.path}: it rotates {rotated} of {head_dim} dimensions", "only full rotation is supported"
-        )
-    if _ROPE_FACTORS in file.tensors:
-        return _llama3_rope(file, theta, head_dim)
-    if scaling == "none":
-        return {"rope_type": "default", "rope_theta": theta}
-    if scaling not in ("linear", "yarn"):
-        raise BitconvertError(
-            f"{file.path}: rope scaling '{scaling}' is not supported", "supported: linear, yarn, llama3"
-        )
-    rope = {"rope_type": scaling, "rope_theta": theta, "factor": file.require(f"{key}.rope.scaling.factor")}
-    if scaling == "yarn":
-        rope["original_max_position_embeddings"] = file.require(f"{key}.rope.scaling.original_context_length")
-    return rope
-
-
-def _llama3_rope(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
-    rope = recover_llama3(_dequantized(_tensor(file, _ROPE_FACTORS)), theta, head_dim)
-    if rope is None:
-        raise BitconvertError(
-            f"{file.path}: {_ROPE_FACTORS} does not follow Llama 3's formula",
-            "start from the original model's Hugging Face directory",
-        )
-    return rope
+def _hparams(file: GgufFile, family: Family) -> dict[str, Any]:
+    """The numbers of the table, each under its name in the config."""
+    known: dict[str, Any] = {}
+    for row in (*COMMON, *family.hparams):
+        key = f"{family.gguf_arch}.{row.key}"
+        default = None if row.required else resolve(row.default, SimpleNamespace(**known))
+        known[row.attribute] = file.require(key) if row.required else file.get(key, default)
+    return known
 
 
 # ---- tensors ------------------------------------------------------------------------------------------------------
+
+
+def _model(path: Path) -> PreTrainedModel:
+    """A model of the file's configuration, with weights of chance; without storage under ``torch.device("meta")``."""
+    config = AutoConfig.for_model(**gguf_config(path))
+    model: PreTrainedModel = getattr(transformers, gguf_family(open_gguf(path)).architecture)(config)
+    return model
 
 
 def _tensor(file: GgufFile, name: str) -> ReaderTensor:
@@ -175,53 +151,25 @@ def _tensor(file: GgufFile, name: str) -> ReaderTensor:
     return file.tensors[name]
 
 
-def _by_hf_name(file: GgufFile, family: Family) -> dict[str, ReaderTensor]:
+def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, ReaderTensor]:
     """Every weight under its Hugging Face name, in the file's order."""
-    blocks = int(file.require(f"{family.gguf_arch}.block_count"))
-    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == family.gguf_arch)
-    names = _hf_names(arch, family, blocks)
-    unknown = [name for name in file.tensors if name not in names and name != _ROPE_FACTORS]
+    places = gguf_names((name for name, _ in model.named_parameters()), model.config, gguf_family(file))
+    names = {gguf_name: name for name, gguf_name in places.items()}
+    unknown = [name for name in file.tensors if name not in names and name not in ROPE_TENSORS]
     if unknown:
         raise BitconvertError(
-            f"{file.path}: tensor {unknown[0]} has no place in a {family.architecture}",
+            f"{file.path}: tensor {unknown[0]} has no place in a {type(model).__name__} of this configuration",
             "start from the original model's Hugging Face directory",
         )
     return {names[name]: tensor for name, tensor in file.tensors.items() if name in names}
 
 
-def _hf_names(arch: MODEL_ARCH, family: Family, blocks: int) -> dict[str, str]:
-    """GGUF name -> Hugging Face name, for all the modules that the architecture can have."""
-    translate = get_tensor_name_map(arch, blocks)
-    in_block = (*family.linears, "input_layernorm", "post_attention_layernorm")
-    modules = ["model.embed_tokens", "model.norm", "lm_head"]
-    modules += [f"model.layers.{block}.{module}" for block in range(blocks) for module in in_block]
-    return {
-        f"{translate.get_name(module)}.{kind}": f"{module}.{kind}" for module in modules for kind in ("weight", "bias")
-    }
-
-
-def _require_same(path: Path, wanted: set[str], stored: set[str]) -> None:
-    missing, extra = sorted(wanted - stored), sorted(stored - wanted)
-    if missing or extra:
-        what = f"tensor {missing[0]} is missing" if missing else f"tensor {extra[0]} has no place in the model"
-        raise BitconvertError(f"{path}: {what}", "convert the model to GGUF again")
-
-
-def _read(file: GgufFile, tensor: ReaderTensor, config: Any, family: Family, shape: torch.Size) -> Tensor:
-    """One weight in float32 and Hugging Face's row order."""
-    weight = torch.from_numpy(_dequantized(tensor))
+def _read(file: GgufFile, tensor: ReaderTensor, name: str, config: Any, shape: torch.Size) -> Tensor:
+    """One weight in float32 and Hugging Face's form."""
+    weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
     if weight.shape != shape:
         raise BitconvertError(
             f"{file.path}: tensor {tensor.name} has shape {tuple(weight.shape)}, expected {tuple(shape)}",
             "convert the model to GGUF again",
         )
-    if family.permute_rope and ".attn_q." in tensor.name:
-        return deinterleave_rows(weight, config.num_attention_heads)
-    if family.permute_rope and ".attn_k." in tensor.name:
-        return deinterleave_rows(weight, config.num_key_value_heads)
-    return weight
-
-
-def _dequantized(tensor: ReaderTensor) -> Any:
-    """The values of a tensor: float32, shape (out, in); a copy, since the file is mapped read-only."""
-    return np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    return from_gguf_rows(weight, name, config, gguf_family(file))

@@ -14,10 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+Rope = dict[str, Any]
+"""The rotary embedding of one kind of layer, as ``rope_parameters`` of a config describes it."""
+
 _PUBLISHED_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every published Llama 3.1, 3.2 and 3.3 uses; only ``factor`` differs between them."""
 
 _RECOVERY_TOLERANCE = 1e-4  # relative; the factors are float32 and the bases of their exponents rounded
+
+
+def global_rope(config: Any) -> Rope:
+    """The parameters of the layers that see everything: all layers, but for models with sliding windows."""
+    parameters: Rope = config.rope_parameters
+    rope: Rope = parameters.get("full_attention", parameters)
+    return rope
+
+
+def local_rope(config: Any) -> Rope | None:
+    """The parameters of the layers with a sliding window, where they have parameters of their own."""
+    return config.rope_parameters.get("sliding_attention")  # type: ignore[no-any-return]
+
+
+def in_older_words(config: Any) -> dict[str, Any]:
+    """The same under the names that transformers 4 and mlx-lm read at the top of a config."""
+    rope, local = global_rope(config), local_rope(config)
+    words: dict[str, Any] = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if local is not None:
+        words["rope_local_base_freq"] = local["rope_theta"]
+    if rope["rope_type"] != "default":
+        words["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return words
 
 
 def interleave_rows(rows: Tensor, heads: int) -> Tensor:
@@ -35,7 +61,7 @@ def deinterleave_rows(rows: Tensor, heads: int) -> Tensor:
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
+def llama3_factors(rope: Rope, head_dim: int) -> NDArray[np.float32]:
     """By how much ``rope_type: llama3`` divides each frequency: float32, shape (head_dim / 2,).
 
     Short wavelengths stay, long ones are slowed by ``factor``, those between are blended linearly in
@@ -48,7 +74,7 @@ def llama3_factors(rope: dict[str, Any], head_dim: int) -> NDArray[np.float32]:
     return factors
 
 
-def recover_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
+def recover_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) -> Rope | None:
     """Rope parameters whose ``llama3_factors`` are the given ones, or None if there are none.
 
     The published parameters come first. Others are only determined up to a common scale (doubling the original
@@ -68,7 +94,7 @@ def _rotations_per_position(theta: float, head_dim: int) -> NDArray[np.float64]:
     return theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim) / (2 * math.pi)
 
 
-def _fit_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any] | None:
+def _fit_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) -> Rope | None:
     """Fit the line that the blended factors lie on; None with fewer than two of them."""
     largest = float(factors.max())
     blended = (factors > 1 + _RECOVERY_TOLERANCE) & (factors < largest * (1 - _RECOVERY_TOLERANCE))

@@ -27,6 +27,7 @@ from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.lineage import LINEAGE_FILE
+from bitconvert.models.rope import in_older_words
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
@@ -156,16 +157,13 @@ def _write_config(checkpoint: Checkpoint, directory: Path) -> None:
 
     transformers 5 reads ``rope_parameters``; mlx-lm and transformers 4 read ``rope_theta`` and ``rope_scaling``.
     """
-    rope = checkpoint.complete.rope_parameters
     packed: dict[str, Any] = {
         **{key: value for key, value in checkpoint.config.items() if key not in ("torch_dtype", "rope_scaling")},
         "dtype": str(_DTYPE).removeprefix("torch."),
         "quantization_config": _OFFLINE_BITLINEAR,
-        "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
+        "rope_parameters": checkpoint.complete.rope_parameters,
+        **in_older_words(checkpoint.complete),
     }
-    if rope["rope_type"] != "default":
-        packed["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     (directory / "config.json").write_text(json.dumps(packed, indent=2) + "\n", encoding="utf-8")
 
 

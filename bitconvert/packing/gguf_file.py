@@ -19,12 +19,12 @@ from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_types
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.gguf_tensors import gguf_names, to_gguf_rows
 from bitconvert.models.gguf_types import GgufType, register_q2_0
 from bitconvert.packing.formats import FALLBACKS, GgufFormat
 from bitconvert.packing.formats.base import block_scales
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.gguf.hparams import require_expressible
-from bitconvert.packing.gguf.tensors import gguf_names, to_gguf_rows
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.source import EMBEDDING, HEAD, SourceTensor, packed_file, read_ternary, with_progress
@@ -101,7 +101,7 @@ def _embedding_type(job: PackJob) -> GgufType:
 
 def plan_tensors(job: PackJob, form: GgufFormat) -> list[PlannedTensor]:
     """Choose the type of each tensor: ternary matrices ``form`` or a fallback, embeddings their own, the rest F32."""
-    names = gguf_names([tensor.name for tensor in job.tensors], job.checkpoint.config, job.checkpoint.family)
+    names = gguf_names([tensor.name for tensor in job.tensors], job.checkpoint.complete, job.checkpoint.family)
     return [_planned(tensor, names[tensor.name], form, _embedding_type(job)) for tensor in job.tensors]
 
 
@@ -155,7 +155,7 @@ def _write(job: PackJob, plan: list[PlannedTensor], path: Path, expected: ReadBa
 def _ternary_rows(checkpoint: Checkpoint, name: str) -> TernaryTensor:
     """Codes and scales in llama.cpp's row order."""
     codes, scale = (
-        to_gguf_rows(part, name, checkpoint.config, checkpoint.family).contiguous()
+        to_gguf_rows(part, name, checkpoint.complete, checkpoint.family).contiguous()
         for part in read_ternary(checkpoint, name)
     )
     return TernaryTensor(codes, scale)
@@ -164,7 +164,7 @@ def _ternary_rows(checkpoint: Checkpoint, name: str) -> TernaryTensor:
 def _plain_values(checkpoint: Checkpoint, tensor: PlannedTensor) -> NDArray[Any]:
     """A tensor that is not ternary, as it is stored."""
     values = checkpoint.read(tensor.source).float()
-    rows = to_gguf_rows(values, tensor.source, checkpoint.config, checkpoint.family).contiguous()
+    rows = to_gguf_rows(values, tensor.source, checkpoint.complete, checkpoint.family).contiguous()
     low, high = torch.aminmax(rows)
     if tensor.type == gguf_types.F16 and max(-low, high) > torch.finfo(torch.float16).max:
         raise BitconvertError(

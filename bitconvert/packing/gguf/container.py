@@ -10,16 +10,16 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.gguf_rope import rope_tensors
 from bitconvert.models.gguf_source import LINEAGE_KEY
-from bitconvert.packing.gguf.hparams import add_hparams, require_expressible, rope_factors
-from bitconvert.packing.gguf.tensors import ROPE_FACTORS
+from bitconvert.packing.gguf.hparams import add_hparams, require_expressible
 from bitconvert.packing.gguf.vocabulary import Vocabulary
 
 
 class GgufContainer:
     """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order.
 
-    Metadata and the tensor that Llama 3's rope scaling needs come from the checkpoint by themselves.
+    Metadata and the tensors that some rotary embeddings need come from the checkpoint by themselves.
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint, vocabulary: Vocabulary, file_type: int) -> None:
@@ -43,9 +43,9 @@ class GgufContainer:
         _add_general(self._writer, checkpoint, file_type)
         add_hparams(self._writer, config, len(vocabulary.tokens))
         vocabulary.add_to(self._writer)
-        self._factors = rope_factors(config)
-        if self._factors is not None:
-            self.add_tensor(ROPE_FACTORS, self._factors.shape, GGMLQuantizationType.F32, self._factors.nbytes)
+        self._rope = rope_tensors(config)
+        for name, factors in self._rope.items():
+            self.add_tensor(name, factors.shape, GGMLQuantizationType.F32, factors.nbytes)
 
     def add_tensor(self, name: str, shape: tuple[int, ...], raw_dtype: GGMLQuantizationType | int, nbytes: int) -> None:
         """Announce a tensor.
@@ -71,8 +71,8 @@ class GgufContainer:
         self._writer.write_header_to_file()
         self._writer.write_kv_data_to_file()
         self._writer.write_ti_data_to_file()
-        if self._factors is not None:
-            self.write(self._factors)
+        for factors in self._rope.values():
+            self.write(factors)
 
     def write(self, data: NDArray[Any]) -> None:
         """Write the data of the next tensor.

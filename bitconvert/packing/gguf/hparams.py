@@ -1,40 +1,43 @@
-"""What llama.cpp must be told about a model besides its tensors and its vocabulary.
-
-Sources: GGUF specification (ggml/docs/gguf.md); ``llama_model::load_hparams`` for what each key means.
-"""
+"""What llama.cpp must be told about a model besides its tensors and its vocabulary, and what it cannot be told."""
 
 from __future__ import annotations
 
-import numpy as np
-from gguf import GGUFWriter, RopeScalingType
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gguf import GGUFWriter
 from transformers import PreTrainedConfig
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.rope import llama3_factors
+from bitconvert.models.families import FAMILIES, Family
+from bitconvert.models.gguf_rope import rope_keys
+from bitconvert.models.hparams import COMMON, SLIDING_WINDOW, head_dim, resolve, spellings
+from bitconvert.models.rope import global_rope, local_rope
 
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_YARN_DEFAULTS = {"attention_factor": None, "beta_fast": 32, "beta_slow": 1, "mscale": None, "mscale_all_dim": None}
-"""What llama.cpp's arch llama computes with; it has no key for other values."""
+_YARN: dict[str, Any] = {
+    "attention_factor": None,
+    "beta_fast": (32, None),
+    "beta_slow": (1, None),
+    "mscale": None,
+    "mscale_all_dim": None,
+}
+"""What llama.cpp's graphs compute with, unless a family says otherwise; a tuple holds several spellings."""
 
 
 def require_expressible(config: PreTrainedConfig, name: str) -> None:
     """Refuse what llama.cpp's graph of this architecture does not compute.
 
+    Args:
+        config: with every default filled in.
+        name: the model as the user named it.
+
     Raises:
         BitconvertError: naming the config key.
     """
-    if config.hidden_act != "silu":
-        raise _not_computed(name, f"hidden_act '{config.hidden_act}'", "silu")
-    rope = config.rope_parameters
-    if rope["rope_type"] not in _ROPE_TYPES:
-        raise _not_computed(name, f"rope_type '{rope['rope_type']}'", ", ".join(_ROPE_TYPES))
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise _not_computed(name, f"partial_rotary_factor {rope['partial_rotary_factor']}", "1")
-    if rope["rope_type"] == "yarn":
-        for key, default in _YARN_DEFAULTS.items():
-            if rope.get(key, default) != default:
-                raise _not_computed(name, f"yarn with {key} {rope[key]}", f"yarn with {key} left out")
+    family = FAMILIES[config.model_type]
+    for what, known in (*_unlike_the_graph(config, family), *_unlike_its_rope(config, family)):
+        raise BitconvertError(f"{name}: llama.cpp does not compute {what} for this architecture", f"supported: {known}")
+    _require_window(config, family, name)
 
 
 def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None:
@@ -45,40 +48,62 @@ def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None
         config: with every default filled in.
         rows: rows of the embedding, which is the vocabulary's size to llama.cpp.
     """
-    writer.add_vocab_size(rows)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    _add_rope(writer, config)
+    family = FAMILIES[config.model_type]
+    keys: dict[str, Any] = {"vocab_size": rows}
+    for row in (*COMMON, *family.hparams):
+        value = head_dim(config) if row.attribute == "head_dim" else getattr(config, row.attribute)
+        keys[row.key] = row.kind(value)
+    keys["attention.value_length"] = keys["attention.key_length"]
+    for key, value in {**keys, **rope_keys(config), **family.constants}.items():
+        _add(writer, f"{family.gguf_arch}.{key}", value)
 
 
-def rope_factors(config: PreTrainedConfig) -> NDArray[np.float32] | None:
-    """The tensor ``rope_freqs.weight``, float32 of shape (head_dim / 2,), for models whose rope_type is llama3."""
-    if config.rope_parameters["rope_type"] != "llama3":
-        return None
-    return llama3_factors(config.rope_parameters, config.head_dim)
+def _add(writer: GGUFWriter, key: str, value: int | float | bool | str) -> None:
+    add: dict[type, Callable[[str, Any], None]] = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
+    add[type(value)](key, value)
 
 
-def _add_rope(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+Unlike = Iterator[tuple[str, str]]
+"""What a config says and llama.cpp does not compute, and what it does compute."""
+
+
+def _unlike_the_graph(config: PreTrainedConfig, family: Family) -> Unlike:
+    for key, value in family.computed.items():
+        said, computed = getattr(config, key, None), spellings(resolve(value, config))
+        if said not in computed:
+            yield f"{key} {said!r}", str(computed[0])
+    for row in family.hparams:
+        if getattr(config, row.attribute) is None:
+            yield f"{row.attribute} None", "a number"
+
+
+def _unlike_its_rope(config: PreTrainedConfig, family: Family) -> Unlike:
+    rope, local = global_rope(config), local_rope(config)
+    if rope["rope_type"] not in family.rope_types:
+        yield f"rope_type '{rope['rope_type']}'", ", ".join(family.rope_types)
+    if local is not None and local["rope_type"] != "default":
+        yield f"rope_type '{local['rope_type']}' in layers with a sliding window", "default"
+    if not family.partial_rope and rope.get("partial_rotary_factor", 1) != 1:
+        yield f"partial_rotary_factor {rope['partial_rotary_factor']}", "1"
     if rope["rope_type"] == "yarn":
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(
-            int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
-        )
+        for key, value in (_YARN | dict(family.rope)).items():
+            if rope.get(key) not in spellings(value):
+                yield f"yarn with {key} {rope.get(key)}", f"yarn with {key} {spellings(value)[0]}"
 
 
-def _not_computed(name: str, what: str, known: str) -> BitconvertError:
-    return BitconvertError(f"{name}: llama.cpp does not compute {what} for this architecture", f"supported: {known}")
+def _require_window(config: PreTrainedConfig, family: Family, name: str) -> None:
+    """Refuse a sliding window that the graph ignores, unless it is as long as the context."""
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if SLIDING_WINDOW in family.hparams or not window or not slides or window >= config.max_position_embeddings:
+        return
+    raise BitconvertError(
+        f"{name}: llama.cpp ignores this architecture's sliding_window of {window}, shorter than its context of "
+        f"{config.max_position_embeddings}",
+        f'within the window both compute the same: set "max_position_embeddings": {window} in config.json',
+    )
