@@ -19,7 +19,8 @@ from bitconvert.models.families import FAMILIES
 from bitconvert.models.gguf_source import load_gguf_model
 from bitconvert.models.gguf_types import F16
 from bitconvert.packing.pack import pack
-from bitconvert.report import Silent
+from bitconvert.recipe import Packing
+from bitconvert.report import PackedFile, Silent
 from tests.models import LLAMA3_ROPE, NASTY, VARIANTS, YARN, write_gguf, write_model
 
 _TOKENS = 300
@@ -67,6 +68,11 @@ def _kl(original: Tensor, other: Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
+def _pack(directory: Path, formats: list[str], output: Path) -> list[PackedFile]:
+    checkpoint = open_checkpoint(str(directory))
+    return pack(checkpoint, Packing(formats=formats), output, round_plain=True, reporter=Silent()).files
+
+
 def _edit_config(directory: Path, change: dict[str, Any]) -> None:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | change))
@@ -108,8 +114,7 @@ def _assert_same_config(read: PreTrainedConfig, written: PreTrainedConfig) -> No
 
 
 def test_packed_files_mean_the_same_everywhere(made: Made, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(made.directory))
-    files = pack(checkpoint, ["tq2_0", "safetensors"], tmp_path, round_plain=True, reporter=Silent()).files
+    files = _pack(made.directory, ["tq2_0", "safetensors"], tmp_path)
     gguf, directory = (open_checkpoint(file.path) for file in files)
     ids = torch.tensor([made.ids])
 
@@ -201,7 +206,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(
 ) -> None:
     directory = write_model(tmp_path / "hf", variant, **change)
     with pytest.raises(BitconvertError) as caught:
-        pack(open_checkpoint(str(directory)), ["tq2_0"], tmp_path / "out", round_plain=True, reporter=Silent())
+        _pack(directory, ["tq2_0"], tmp_path / "out")
     assert named in caught.value.message
     assert caught.value.hint
     assert not list(tmp_path.glob("out/*"))
