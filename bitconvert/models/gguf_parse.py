@@ -127,7 +127,7 @@ class _Cursor:
 
     def require(self, size: int) -> None:
         """Refuse to go on where fewer bytes are left."""
-        left = len(self.data) - self.offset
+        left = max(0, len(self.data) - self.offset)
         if size > left:
             raise self.error(f"{size} bytes are announced where {left} are left")
 

@@ -28,6 +28,13 @@ class I2S(GgufFormat):
         "head_dim = hidden_size / heads and no rope scaling"
     )
 
+    def usage(self, path: str) -> str:
+        """See ``Format``."""
+        return (
+            "With [bitnet.cpp](https://github.com/microsoft/BitNet), in its directory:\n\n"
+            f'```sh\npython run_inference.py -m {path} -p "Once upon a time"\n```'
+        )
+
     def refusal(self, scaling: Scaling) -> str | None:
         """There is room for one number behind the codes."""
         if scaling.granularity == "tensor":

@@ -118,8 +118,8 @@ def _require_demands(job: PackJob, form: GgufFormat, demands: Demands) -> None:
     for tensor in job.tensors:
         if tensor.ternary and tensor.shape[-1] % form.row_multiple:
             raise BitconvertError(
-                f"tensor {tensor.name} cannot be packed as {form.name}: its rows of {tensor.shape[-1]} do not divide by "
-                f"{form.row_multiple}, and its runtimes know no other type for them",
+                f"tensor {tensor.name} cannot be packed as {form.name}: its rows of {tensor.shape[-1]} do not divide "
+                f"by {form.row_multiple}, and its runtimes know no other type for them",
                 "use q2_0 or tq2_0, which store such rows in another type",
             )
 
