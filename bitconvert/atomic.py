@@ -76,6 +76,48 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
+    """Write one file, or several that belong together, so that none of them can be taken for whole before it is.
+
+    A single file takes its place as in ``atomic_file``. POSIX cannot rename several in one step: the first by name,
+    which is the one that readers open, goes before the others change and comes when they all are there.
+
+    Args:
+        path: what the files are called after; they go into its directory.
+        siblings: pattern of all the names that such files can have; those of an earlier set are removed in the end.
+
+    Yields:
+        The temporary directory to fill, beside ``path``; otherwise as for ``atomic_file``.
+
+    Raises:
+        BitconvertError: the place cannot be written to, or the disk is full.
+    """
+    with _errors_name(path):
+        temporary = _temporary_beside(path)
+        temporary.mkdir()
+    try:
+        with disk_full_names(path):
+            yield temporary
+        with _errors_name(path):
+            sync_tree(temporary)
+            _take_places(temporary, path.parent, siblings)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_places(temporary: Path, directory: Path, siblings: str) -> None:
+    names = sorted(file.name for file in temporary.iterdir())
+    if len(names) > 1:
+        (directory / names[0]).unlink(missing_ok=True)
+    for name in reversed(names):
+        (temporary / name).replace(directory / name)
+    for stale in directory.glob(siblings):
+        if stale.name not in names:
+            stale.unlink()
+
+
 def _take_place(temporary: Path, path: Path) -> None:
     """Rename a directory to ``path``; a directory already there is put back if that fails, and removed if it works."""
     if not path.exists():
@@ -94,7 +136,7 @@ def _take_place(temporary: Path, path: Path) -> None:
 def _temporary_beside(path: Path) -> Path:
     """A fresh name in the same directory (a rename must not cross file systems); leftovers of killed runs go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.tmp-*"):
+    for leftover in path.parent.glob(f".{glob_escape(path.name)}.tmp-*"):
         if not _owner_is_alive(leftover):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.tmp-{_unique()}")
@@ -104,7 +146,8 @@ def _unique() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _glob_escape(name: str) -> str:
+def glob_escape(name: str) -> str:
+    """A pattern that only this name matches."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 

@@ -108,12 +108,21 @@ def warmup(
 @app.command()
 def pack(
     checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote.")],
-    formats: Annotated[list[str], typer.Option("--format", help="tq1_0, tq2_0, q2_0, safetensors; all. Repeatable.")],
+    formats: Annotated[
+        list[str],
+        typer.Option(
+            "--format", help="tq1_0, tq2_0, q2_0, i2_s, q8_0, f16, bf16 (GGUF), safetensors; all. Repeatable."
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")
     ] = None,
     embedding_type: Annotated[
-        str | None, typer.Option(help="Type of embedding and head in GGUF: f16, q8_0. Default: f16.")
+        str | None,
+        typer.Option(help="Type of embedding and head in GGUF: f32, f16, bf16, q8_0, q6_k, q4_k. Default: f16."),
+    ] = None,
+    output_type: Annotated[
+        str | None, typer.Option(help="Type of a head of its own in GGUF. Default: the embedding's.")
     ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(help="Split weights into files of at most this: 2GB. Default: one file.")
@@ -133,7 +142,12 @@ def pack(
         opened = open_checkpoint(checkpoint)
         report = run(
             opened,
-            packing_options(formats=formats, embedding_type=embedding_type, max_shard_size=max_shard_size),
+            packing_options(
+                formats=formats,
+                embedding_type=embedding_type,
+                output_type=output_type,
+                max_shard_size=max_shard_size,
+            ),
             output or _packed_beside(opened),
             round_plain=round_plain,
             reporter=reporter,

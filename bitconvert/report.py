@@ -294,13 +294,14 @@ class PackedFile:
     """One output of ``bitconvert pack``.
 
     Attributes:
-        path: the GGUF file, or the safetensors directory.
+        path: the GGUF file, or the first shard of it; or the directory.
         format: as given to ``--format``.
         tensors: in the file's order.
-        nbytes: size of the weight file.
+        nbytes: size of the weight file, or of all shards of it.
         seconds: it took to write and to read back.
         bits_per_weight: of the whole file, embeddings and metadata included.
         ternary_bits_per_weight: of the ternary matrices alone.
+        note: what its user should know; empty when there is nothing.
     """
 
     path: str
@@ -310,13 +311,18 @@ class PackedFile:
     seconds: float
     bits_per_weight: float
     ternary_bits_per_weight: float
+    note: str = ""
 
     @property
     def fallbacks(self) -> list[PackedTensor]:
         """Tensors that are not stored in the type asked for."""
         return [tensor for tensor in self.tensors if tensor.note]
 
-    def fallback_notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """All that its user should know, a line each."""
+        return [*filter(None, [self.note]), *self._fallback_notes()]
+
+    def _fallback_notes(self) -> list[str]:
         """A line for each reason; the same tensor of all blocks is one name, since a large model has hundreds."""
         reasons: dict[tuple[str, str], list[str]] = {}
         for tensor in self.fallbacks:

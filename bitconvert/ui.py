@@ -207,7 +207,7 @@ def show_pack(report: PackReport) -> None:
         )
     _stdout.print(table)
     for file in report.files:
-        for note in file.fallback_notes():
+        for note in file.notes():
             show_text(f"{file.format}: {note}")
     if report.companions:
         show_text(f"beside them: {', '.join(report.companions)}")

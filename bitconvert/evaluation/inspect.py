@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from gguf import GGUFValueType, ReaderTensor, dequantize
-from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.gguf_file import open_gguf
-from bitconvert.models.gguf_source import LINEAGE_KEY, TERNARY_TYPES
+from bitconvert.models.gguf_parse import GgufTensor
+from bitconvert.models.gguf_source import LINEAGE_KEY
+from bitconvert.models.gguf_types import TERNARY
 from bitconvert.models.packed import unpack_bitnet
 from bitconvert.models.tokenizers import backend_json, pre_of, vocabulary_model
 from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
@@ -109,15 +108,15 @@ def _gguf_tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[Tensor
     reporter.advance(len(tensors), len(tensors))
 
 
-def _gguf_tensor(tensor: ReaderTensor) -> TensorReport:
+def _gguf_tensor(tensor: GgufTensor) -> TensorReport:
     """A tensor by what its bytes mean. A block whose codes are all 0 has lost its scale, and tells none."""
-    kind, size = str(tensor.tensor_type.name), int(tensor.n_bytes)
-    values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-    if kind not in TERNARY_TYPES:
-        return _plain(tensor.name, kind, size, values)
-    block, _ = GGML_QUANT_SIZES[tensor.tensor_type]
-    largest = values.view(-1, block).abs().amax(dim=-1)
-    return _ternary(tensor.name, kind, size, values, largest[largest > 0])
+    kind, values = str(tensor.tensor_type.name), torch.from_numpy(tensor.values())
+    ternary = next((known for known in TERNARY if known.name == kind), None)
+    if ternary is None:
+        return _plain(tensor.name, kind, tensor.n_bytes, values)
+    weights_of_a_scale = values.numel() if ternary.trailer else ternary.block
+    largest = values.view(-1, weights_of_a_scale).abs().amax(dim=-1)
+    return _ternary(tensor.name, kind, tensor.n_bytes, values, largest[largest > 0])
 
 
 # ---- one tensor ---------------------------------------------------------------------------------------------------
@@ -186,8 +185,8 @@ def _pre(checkpoint: Checkpoint) -> str:
 
 def _gguf_metadata(checkpoint: Checkpoint) -> Metadata:
     file = open_gguf(checkpoint.path)
-    scalars = [name for name, field in file.fields.items() if GGUFValueType.ARRAY not in field.types]
-    return {name: file.get(name) for name in scalars if name not in _HIDDEN_GGUF}
+    hidden = {name for name, value in file.fields.items() if isinstance(value, list)} | set(_HIDDEN_GGUF)
+    return {name: value for name, value in file.fields.items() if name not in hidden}
 
 
 def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
@@ -204,5 +203,6 @@ def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
 
 
 def _file_bytes(checkpoint: Checkpoint) -> int:
-    files = [checkpoint.path] if checkpoint.path.is_file() else checkpoint.path.glob("*.safetensors")
+    is_gguf = checkpoint.kind == "gguf"
+    files = open_gguf(checkpoint.path).paths if is_gguf else checkpoint.path.glob("*.safetensors")
     return sum(file.stat().st_size for file in files)

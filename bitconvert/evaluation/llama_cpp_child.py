@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import json
 import os
 import re
 import struct
 import sys
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from bitconvert.models.llama_cpp_library import open_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ _C_API: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
 def _load_library(path: str) -> ctypes.CDLL:
     """Open llama.cpp's shared library and declare the functions used here."""
     try:
-        library = _dlopen(path)
+        library = open_library(path)
         for name, (result, arguments) in _C_API.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
@@ -92,18 +92,6 @@ def _load_library(path: str) -> ctypes.CDLL:
     except AttributeError as error:
         raise _NativeError(f"{path} does not export llama.cpp's C API: {error}") from error
     return library
-
-
-def _dlopen(path: str) -> ctypes.CDLL:
-    """Open a shared library; where the system has no OpenMP runtime (slim images), lend it torch's."""
-    try:
-        return ctypes.CDLL(path)
-    except OSError as error:
-        torch = importlib.util.find_spec("torch")
-        if "libgomp" not in str(error) or torch is None or torch.origin is None:
-            raise
-        ctypes.CDLL(str(Path(torch.origin).parent / "lib" / "libgomp.so.1"), mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(path)
 
 
 class _Model:

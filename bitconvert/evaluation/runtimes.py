@@ -2,22 +2,18 @@
 
 The `xllamacpp` wheel is a recent llama.cpp in one shared object which also exports the plain C API, so ctypes reaches
 the logits that the wheel's own Python API hides; any other libllama named by $LLAMA_CPP_LIB works the same way.
-The library lives in a child process, because llama.cpp aborts the whole process when an assertion of it fails, prints
-on stderr, and brings an OpenMP runtime of its own beside torch's. `LlamaCpp` talks to that child over two pipes.
+`LlamaCpp` talks over two pipes to the child process that the library lives in (see models/llama_cpp_library.py).
 A user's `llama-perplexity` is the third client: perplexity only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.llama_cpp_child import receive, send
+from bitconvert.models.llama_cpp_library import INSTALL, find_library, start_child
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,10 +29,9 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-_INSTALL = "pip install 'bitconvert[llamacpp]', or set LLAMA_CPP_LIB to a libllama shared library of your own"
 _HINTS = [  # what llama.cpp says, what to do about it; the first that matches
     ("ggml type|type 36 ", "I2_S runs in bitnet.cpp only; for a newer type: pip install -U 'bitconvert[llamacpp]'"),
-    ("C API|cannot load", _INSTALL),
+    ("C API|cannot load", INSTALL),
     ("the prompt is", "shorten the prompt or ask for a longer context"),
     ("context|memory|alloc|status -9", "ask for a shorter context, or use a machine with more memory"),
     ("", "look at it with `bitconvert inspect`; a damaged or half-written file must be packed again"),
@@ -100,7 +96,7 @@ class LlamaCpp:
         library, client, version = find_library()
         self.name, self.n_ctx = f"llama.cpp ({client})", n_ctx
         self._log = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
-        self._child = _start(library, self._log)
+        self._child = start_child("bitconvert.evaluation.llama_cpp_child", library, log=self._log)
         facts = self._call("open", str(library), str(self.path), n_ctx, threads or os.cpu_count() or 1, verbose)
         self.n_vocab, self.add_bos, self.bos_token_id, native_version = facts
         self.version = version or native_version
@@ -170,25 +166,6 @@ class LlamaCpp:
         return next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "no message")
 
 
-def find_library() -> tuple[Path, str, str]:
-    """(shared library, client, its version if known) of the llama.cpp to use: $LLAMA_CPP_LIB before xllamacpp."""
-    if own := os.environ.get("LLAMA_CPP_LIB"):
-        if not Path(own).is_file():
-            raise BitconvertError(f"LLAMA_CPP_LIB names {own}, which is not a file", "give the path of libllama")
-        return Path(own).absolute(), Path(own).name, ""
-    spec = importlib.util.find_spec("xllamacpp")
-    folder = Path(spec.origin).parent if spec and spec.origin else None
-    found = sorted(folder.glob("xllamacpp*.so")) if folder else []
-    if folder and not found:
-        raise BitconvertError(
-            "the xllamacpp wheel for this system does not export llama.cpp's C API",
-            "set LLAMA_CPP_LIB to a libllama shared library (llama.dll) of your own",
-        )
-    if not found:
-        raise BitconvertError("llama.cpp is not installed", _INSTALL)
-    return found[0], "xllamacpp", importlib.metadata.version("xllamacpp")
-
-
 class PerplexityEstimate(NamedTuple):
     """What `llama-perplexity` printed last."""
 
@@ -215,13 +192,3 @@ def llama_perplexity(
         message = f"{binary} gave no perplexity of {path} (exit status {done.returncode}): {told}"
         raise BitconvertError(message, f"run it yourself: {shlex.join(command)}")
     return PerplexityEstimate(float(final[1]), float(final[2]))
-
-
-def _start(library: Path, log: Any) -> subprocess.Popen[bytes]:
-    """Start the child. -P: a module of its folder must not shadow one of the standard library."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "GGML_NO_BACKTRACE": "1"}
-    if sys.platform == "win32":
-        env["PATH"] = f"{library.parent}{os.pathsep}{env.get('PATH', '')}"
-    command = [sys.executable, "-P", "-m", "bitconvert.evaluation.llama_cpp_child"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env)

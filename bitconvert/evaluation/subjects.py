@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.perplexity import Predictor
-from bitconvert.evaluation.runtimes import Runtime, find_library, open_runtime
+from bitconvert.evaluation.runtimes import Runtime, open_runtime
 from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.llama_cpp_library import find_library
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from gguf import dequantize
 from numpy.typing import NDArray
 
 from bitconvert.errors import BitconvertError
@@ -137,8 +136,7 @@ def _recovered_llama3(file: GgufFile, theta: float, dimensions: int) -> Rope:
 def _floats(file: GgufFile, name: str) -> list[float]:
     if name not in file.tensors:
         raise BitconvertError(f"{file.path}: tensor {name} is missing", "convert the model to GGUF again")
-    tensor = file.tensors[name]
-    return [float(str(value)) for value in dequantize(tensor.data, tensor.tensor_type).astype(np.float32)]
+    return [float(str(value)) for value in file.tensors[name].values()]
 
 
 # ---- LongRoPE --------------------------------------------------------------------------------------------------------

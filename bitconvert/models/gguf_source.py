@@ -12,30 +12,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from gguf import ReaderTensor, dequantize
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.families import Family
-from bitconvert.models.gguf_file import GgufFile, gguf_family, open_gguf
+from bitconvert.models.gguf_file import GgufFile, damage_named, gguf_family, open_gguf
+from bitconvert.models.gguf_parse import GgufTensor
 from bitconvert.models.gguf_rope import ROPE_TENSORS, rope_parameters
 from bitconvert.models.gguf_tensors import from_gguf_rows, gguf_names
 from bitconvert.models.gguf_tokenizer import load_gguf_tokenizer as load_gguf_tokenizer
-from bitconvert.models.gguf_types import Q2_0, Q8_0, TQ1_0, TQ2_0
+from bitconvert.models.gguf_types import Q8_0, TERNARY
 from bitconvert.models.hparams import COMMON, resolve, spellings
 from bitconvert.models.lineage import Lineage
 
 LINEAGE_KEY = "bitconvert.lineage"
 
-TERNARY_TYPES = frozenset({TQ1_0.name, TQ2_0.name, Q2_0.name})
-"""Types that hold nothing but codes and scales."""
 
-
+@damage_named
 def gguf_config(path: Path) -> dict[str, Any]:
     """The model's configuration, under the names that config.json uses.
 
@@ -45,6 +42,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     """
     file = open_gguf(path)
     family = gguf_family(file)
+    file.require_blocks(family.gguf_arch)
     if file.get(f"{family.gguf_arch}.expert_count", 0):
         raise BitconvertError(f"{path}: it is a mixture of experts", "only dense models are supported")
     known = _hparams(file, family)
@@ -65,6 +63,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     }
 
 
+@damage_named
 def gguf_lineage(path: Path) -> Lineage | None:
     """The record that bitconvert left in the file; None if another program wrote it."""
     record = open_gguf(path).get(LINEAGE_KEY)
@@ -83,6 +82,7 @@ def gguf_license(path: Path) -> str:
     return str(open_gguf(path).get("general.license", ""))
 
 
+@damage_named
 def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
     with torch.device("meta"):
@@ -90,20 +90,21 @@ def tensor_types(path: Path) -> dict[str, str]:
     return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(open_gguf(path), skeleton).items()}
 
 
-def activation_blocks(path: Path) -> dict[str, int]:
-    """How many activations share an int8 scale in llama.cpp, for each ternary matrix that meets int8 activations there.
+def activation_blocks(path: Path) -> dict[str, int | None]:
+    """How many activations share an int8 scale in the file's runtime, for each ternary matrix that meets int8 there.
 
-    Q8_0 counts as ternary in the files that bitconvert wrote, where it is the fallback for rows of odd lengths; a
-    matrix that fell back to F16 meets float activations and is absent.
+    Q8_0 counts as ternary in the files that bitconvert wrote. A matrix in F16 or BF16 meets float activations, and is
+    absent.
 
     Returns:
-        A block length for each weight, by its Hugging Face name.
+        A block length for each weight, by its Hugging Face name; None where all activations of a token share a scale.
     """
-    kinds = (TQ1_0, TQ2_0, Q2_0) if gguf_lineage(path) is None else (TQ1_0, TQ2_0, Q2_0, Q8_0)
+    kinds = TERNARY if gguf_lineage(path) is None else (*TERNARY, Q8_0)
     blocks = {kind.name: kind.activation_block for kind in kinds}
-    return {name: block for name, kind in tensor_types(path).items() if (block := blocks.get(kind)) is not None}
+    return {name: blocks[kind] for name, kind in tensor_types(path).items() if kind in blocks}
 
 
+@damage_named
 def load_gguf_model(path: Path) -> PreTrainedModel:
     """The model in float32, as a fresh object that can be trained and saved.
 
@@ -111,14 +112,12 @@ def load_gguf_model(path: Path) -> PreTrainedModel:
         BitconvertError: the file is damaged, or its tensors are not those of its architecture.
     """
     file = open_gguf(path)
+    stored = _fitting(file)  # held against each other before there is a model of whatever size the metadata say
     model = _model(path)
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
-    stored = _by_hf_name(file, model)
-    missing = [name for name in parameters if name not in stored]
-    if missing:
-        raise BitconvertError(f"{path}: tensor {missing[0]} is missing", "convert the model to GGUF again")
     for name, tensor in stored.items():
-        parameters[name].copy_(_read(file, tensor, name, model.config, parameters[name].shape))
+        weight = torch.from_numpy(tensor.values())
+        parameters[name].copy_(from_gguf_rows(weight, name, model.config, gguf_family(file)))
     return model
 
 
@@ -145,13 +144,13 @@ def _model(path: Path) -> PreTrainedModel:
     return model
 
 
-def _tensor(file: GgufFile, name: str) -> ReaderTensor:
+def _tensor(file: GgufFile, name: str) -> GgufTensor:
     if name not in file.tensors:
         raise BitconvertError(f"{file.path}: tensor {name} is missing", "convert the model to GGUF again")
     return file.tensors[name]
 
 
-def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, ReaderTensor]:
+def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, GgufTensor]:
     """Every weight under its Hugging Face name, in the file's order."""
     places = gguf_names((name for name, _ in model.named_parameters()), model.config, gguf_family(file))
     names = {gguf_name: name for name, gguf_name in places.items()}
@@ -164,12 +163,18 @@ def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, ReaderTenso
     return {names[name]: tensor for name, tensor in file.tensors.items() if name in names}
 
 
-def _read(file: GgufFile, tensor: ReaderTensor, name: str, config: Any, shape: torch.Size) -> Tensor:
-    """One weight in float32 and Hugging Face's form."""
-    weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-    if weight.shape != shape:
-        raise BitconvertError(
-            f"{file.path}: tensor {tensor.name} has shape {tuple(weight.shape)}, expected {tuple(shape)}",
-            "convert the model to GGUF again",
-        )
-    return from_gguf_rows(weight, name, config, gguf_family(file))
+def _fitting(file: GgufFile) -> dict[str, GgufTensor]:
+    """Every weight of the model under its Hugging Face name, each of the shape that the configuration promises."""
+    with torch.device("meta"):
+        skeleton = _model(file.path)
+    stored = _by_hf_name(file, skeleton)
+    for name, parameter in skeleton.named_parameters():
+        if name not in stored:
+            raise BitconvertError(f"{file.path}: tensor {name} is missing", "convert the model to GGUF again")
+        shape = tuple(reversed(stored[name].shape))
+        if shape != parameter.shape:
+            raise BitconvertError(
+                f"{file.path}: tensor {stored[name].name} has shape {shape}, expected {tuple(parameter.shape)}",
+                "convert the model to GGUF again",
+            )
+    return stored

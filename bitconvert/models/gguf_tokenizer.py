@@ -10,12 +10,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.gguf_file import GgufFile, gguf_family, open_gguf
+from bitconvert.models.gguf_file import GgufFile, damage_named, gguf_family, open_gguf
 from bitconvert.models.tokenizers import KNOWN_PRE_TOKENIZERS, SPACE, restore_pre_tokenizer
 
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 
 
+@damage_named
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer, giving the token ids that llama.cpp gives.
 

@@ -24,8 +24,10 @@ class GgufType:
         file_type: ``general.file_type`` of a file that mostly holds this type (``llama_ftype``).
         block: weights per block; a row must be a whole number of blocks.
         block_bytes: bytes per block.
-        activation_block: how many activations share an int8 scale where llama.cpp multiplies them with this type (its
-            ``vec_dot_type``: Q8_K for TQ1_0 and TQ2_0, Q8_0 for Q2_0 and Q8_0); None where they stay floats.
+        int8_activations: whether its runtime multiplies it with int8 activations, or with floats.
+        activation_block: how many activations share an int8 scale (llama.cpp's ``vec_dot_type``: Q8_K for TQ1_0 and
+            TQ2_0, Q8_0 for Q2_0 and Q8_0); None for all of a token's, as bitnet.cpp has it.
+        trailer: bytes behind a tensor's last row, for what belongs to the tensor as a whole.
     """
 
     name: str
@@ -33,11 +35,13 @@ class GgufType:
     file_type: int
     block: int
     block_bytes: int
+    int8_activations: bool = False
     activation_block: int | None = None
+    trailer: int = 0
 
     @property
     def bits_per_weight(self) -> float:
-        """Storage per weight, scales included."""
+        """Storage per weight, scales included; without the trailer, which is nothing in a matrix of any size."""
         return 8 * self.block_bytes / self.block
 
     def row_bytes(self, columns: int) -> int:
@@ -45,16 +49,23 @@ class GgufType:
         return columns // self.block * self.block_bytes
 
     def ggml(self) -> GGMLQuantizationType:
-        """The type as the ``gguf`` package knows it (Q2_0 only after ``register_q2_0``)."""
+        """The type as the ``gguf`` package knows it (Q2_0 and I2_S only after they are registered)."""
         return GGMLQuantizationType(self.type_id)
 
 
 F32 = GgufType("F32", 0, 0, 1, 4)
 F16 = GgufType("F16", 1, 1, 1, 2)
-Q8_0 = GgufType("Q8_0", 8, 7, 32, 34, activation_block=32)
-TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54, activation_block=256)
-TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66, activation_block=256)
-Q2_0 = GgufType("Q2_0", 42, 41, 64, 18, activation_block=32)
+BF16 = GgufType("BF16", 30, 32, 1, 2)
+Q8_0 = GgufType("Q8_0", 8, 7, 32, 34, int8_activations=True, activation_block=32)
+Q6_K = GgufType("Q6_K", 14, 18, 256, 210, int8_activations=True, activation_block=256)
+Q4_K = GgufType("Q4_K", 12, 15, 256, 144, int8_activations=True, activation_block=256)
+TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54, int8_activations=True, activation_block=256)
+TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66, int8_activations=True, activation_block=256)
+Q2_0 = GgufType("Q2_0", 42, 41, 64, 18, int8_activations=True, activation_block=32)
+I2_S = GgufType("I2_S", 36, 40, 128, 32, int8_activations=True, trailer=32)
+
+TERNARY = (TQ1_0, TQ2_0, Q2_0, I2_S)
+"""Types that hold nothing but codes and scales."""
 
 
 def register_q2_0() -> None:
@@ -71,6 +82,18 @@ def register_q2_0() -> None:
     constants.GGML_QUANT_SIZES.setdefault(Q2_0.ggml(), (Q2_0.block, Q2_0.block_bytes))
     if Q2_0.ggml() not in quants._type_traits:
         _define_quantizer()
+
+
+def register_i2_s() -> None:
+    """Teach the ``gguf`` package the name of I2_S, unless it already knows it.
+
+    No more than the name: the package counts a tensor's bytes from its rows, and I2_S has its scale behind them.
+    ``gguf_parse`` reads it. May be called any number of times.
+    """
+    if I2_S.name not in GGMLQuantizationType.__members__:
+        _add_member(GGMLQuantizationType, I2_S.name, I2_S.type_id)
+    if f"MOSTLY_{I2_S.name}" not in LlamaFileType.__members__:
+        _add_member(LlamaFileType, f"MOSTLY_{I2_S.name}", I2_S.file_type)
 
 
 def _add_member(enum: Any, name: str, value: int) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from bitconvert.atomic import atomic_file
 from bitconvert.models.checkpoint import HUB_ID
+from bitconvert.models.gguf_file import SHARD_NAME
 from bitconvert.models.lineage import HeldOut, Lineage, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.job import PackJob
@@ -66,7 +67,8 @@ def model_card(job: PackJob, files: list[PackedFile]) -> str:
 
 def modelfile(job: PackJob, files: list[PackedFile]) -> str:
     """What ``ollama create NAME -f Modelfile`` reads; empty if Ollama reads none of the files."""
-    readable = {file.format: file for file in files if file.format in _OLLAMA_READS}
+    whole = (file for file in files if not SHARD_NAME.fullmatch(Path(file.path).name))  # Ollama takes no shards
+    readable = {file.format: file for file in whole if file.format in _OLLAMA_READS}
     best = next((readable[name] for name in _OLLAMA_READS if name in readable), None)
     if best is None:
         return ""

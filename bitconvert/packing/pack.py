@@ -83,7 +83,7 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
 def _write(job: PackJob, form: Format) -> PackedFile:
     job.reporter.stage(f"packing {form.name}")
     file = CONTAINERS[form.container].write(job, form)
-    for note in file.fallback_notes():
+    for note in file.notes():
         job.reporter.note(note)
     return file
 
@@ -138,10 +138,9 @@ def _refusal(job: PackJob, form: Format) -> BitconvertError | None:
 
 def _require_scaling(job: PackJob, form: Format) -> None:
     if reason := form.refusal(job.scaling):
-        able = ", ".join(formats_that_hold(job.scaling))
         raise BitconvertError(
             f"format {form.name} cannot hold scales per {job.scaling.granularity}: {reason}",
-            f"formats that can: {able}" if able else "no format can: train with a group that is a multiple of 64",
+            f"formats that can: {', '.join(formats_that_hold(job.scaling))}",
         )
     group = job.scaling.group_size or 1
     for tensor in job.tensors:

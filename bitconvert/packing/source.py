@@ -75,7 +75,9 @@ def with_progress(tensors: Sequence[ShapedT], reporter: Reporter) -> Iterator[Sh
         reporter.advance(done, total)
 
 
-def packed_file(path: Path, form: str, tensors: list[PackedTensor], nbytes: int, seconds: float) -> PackedFile:
+def packed_file(
+    path: Path, form: str, tensors: list[PackedTensor], nbytes: int, seconds: float, note: str = ""
+) -> PackedFile:
     """The report of a finished file, with its effective bits per weight."""
     ternary = [tensor for tensor in tensors if tensor.ternary]
     return PackedFile(
@@ -86,6 +88,7 @@ def packed_file(path: Path, form: str, tensors: list[PackedTensor], nbytes: int,
         seconds=seconds,
         bits_per_weight=8 * nbytes / sum(tensor.weights for tensor in tensors),
         ternary_bits_per_weight=8 * sum(t.nbytes for t in ternary) / sum(t.weights for t in ternary),
+        note=note,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 
 import gguf
@@ -24,7 +26,7 @@ from bitconvert.ternary.quantize import TernaryTensor, scale_shape, ternarize
 settings.register_profile("busy machines", deadline=None)
 settings.load_profile("busy machines")
 
-TQ1_0, TQ2_0 = (FORMATS[name] for name in ("tq1_0", "tq2_0"))
+TQ1_0, TQ2_0, I2_S, BF16 = (FORMATS[name] for name in ("tq1_0", "tq2_0", "i2_s", "bf16"))
 Q2_0, Q8_0, F16 = FALLBACKS
 GGUF_FORMATS = [TQ1_0, TQ2_0, *FALLBACKS]
 HF_BITNET = FORMATS["safetensors"]
@@ -163,6 +165,75 @@ def test_golden_bytes(form: GgufFormat) -> None:
     assert form.encode(golden_tensor()).tobytes().hex() == GOLDEN[form.name]
 
 
+def test_bf16_rounds_the_scale_and_keeps_the_codes() -> None:
+    codes = torch.tensor([[-1, 0, 1, 1]], dtype=torch.int8)
+    scale = torch.tensor([0.0213]).half().float()  # 0x3CAE8000 as float32: more digits than bfloat16 has
+    encoded = BF16.encode(TernaryTensor(codes, scale))
+    assert encoded.tolist() == [[0xAE, 0xBC, 0, 0, 0xAE, 0x3C, 0xAE, 0x3C]]
+    decoded = BF16.decode(encoded, (1, 4))
+    assert torch.equal(decoded.codes, codes)
+    np.testing.assert_array_equal(decoded.scale.numpy(), BF16.stored_scales(TernaryTensor(codes, scale)))
+    assert abs(decoded.scale[0, 0].item() / scale.item() - 1) < 0.004
+    np.testing.assert_array_equal(gguf.dequantize(encoded, BF16.type.ggml()), decoded.dequantize().numpy())
+
+
+# ---- I2_S: no package reads it, so it is spelled out from the layout -------------------------------------------------
+
+
+def test_i2_s_by_hand() -> None:
+    """One row of 128: 32 bytes, of four elements 32 apart each, the first in the highest bits; then the scale."""
+    codes = torch.tensor([[-1] * 32 + [0] * 32 + [1] * 32 + [0, 1] * 16], dtype=torch.int8)
+    expected = [0b00_01_10_01, 0b00_01_10_10] * 16 + [0x00, 0x00, 0x00, 0x3F] + [0] * 28  # 0.5 is 0x3F000000
+    encoded = I2_S.encode(TernaryTensor(codes, torch.tensor([0.5])))
+    assert encoded.dtype == np.uint8
+    assert encoded.tolist() == expected
+
+
+def test_i2_s_of_two_rows_by_hand() -> None:
+    """Rows follow one another without a gap, and one scale stands behind them all."""
+    codes = torch.zeros(2, 256, dtype=torch.int8)
+    codes[0, 130], codes[1, 1], codes[1, 255] = 1, -1, 1
+    expected = [0b01010101] * 128 + [0x00, 0x00, 0xC0, 0x3F] + [0] * 28  # 1.5 is 0x3FC00000
+    expected[32 + 2] = 0b10010101
+    expected[64 + 1] = 0b00010101
+    expected[96 + 31] = 0b01010110
+    assert I2_S.encode(TernaryTensor(codes, torch.tensor([1.5]))).tolist() == expected
+
+
+def i2_s_weights(data: bytes, rows: int, columns: int) -> list[list[float]]:
+    """An independent decoder: element by element, after bitnet.cpp's dot product."""
+    (scale,) = struct.unpack_from("<f", data, rows * columns // 4)
+
+    def code(element: int) -> int:
+        group, place = divmod(element, 128)
+        return (data[32 * group + place % 32] >> (6 - 2 * (place // 32)) & 3) - 1
+
+    return [[code(row * columns + column) * scale for column in range(columns)] for row in range(rows)]
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_i2_s_gives_back_codes_and_scale(data: st.DataObject) -> None:
+    tensor = data.draw(ternary_tensors(128))
+    tensor = tensor._replace(scale=tensor.scale.flatten()[:1])
+    encoded, shape = I2_S.encode(tensor), tuple(tensor.codes.shape)
+    assert encoded.shape == (tensor.codes.numel() // 4 + 32,)
+    assert i2_s_weights(encoded.tobytes(), *shape) == (tensor.dequantize() + 0.0).tolist()
+    decoded = I2_S.decode(encoded, shape)
+    assert torch.equal(decoded.codes, tensor.codes)
+    assert torch.equal(decoded.scale, tensor.scale)
+
+
+def test_i2_s_bytes_that_mean_nothing_are_refused() -> None:
+    good = I2_S.encode(TernaryTensor(torch.zeros(1, 128, dtype=torch.int8), torch.ones(1)))
+    three, infinite = good.copy(), good.copy()
+    three[5] |= 0b11
+    infinite[32:36] = np.frombuffer(struct.pack("<f", float("inf")), np.uint8)
+    for damaged, told in ((three, "codes other than"), (infinite, "not finite")):
+        with pytest.raises(ValueError, match=told):
+            I2_S.decode(damaged, (1, 128))
+
+
 def test_golden_bytes_of_hf_bitnet() -> None:
     codes = golden_tensor().codes.view(8, 128)
     weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.3])), torch.bfloat16)
@@ -171,7 +242,8 @@ def test_golden_bytes_of_hf_bitnet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "multiple"), [("tq1_0", 1.6875, 256), ("tq2_0", 2.0625, 256), ("q2_0", 2.25, 64)]
+    ("name", "bits", "multiple"),
+    [("tq1_0", 1.6875, 256), ("tq2_0", 2.0625, 256), ("q2_0", 2.25, 64), ("i2_s", 2, 128), ("q8_0", 8.5, 32)],
 )
 def test_facts_of_the_types(name: str, bits: float, multiple: int) -> None:
     assert FORMATS[name].bits_per_weight == bits
@@ -200,13 +272,15 @@ def test_other_scales_are_rounded_to_float16(scale: float) -> None:
 @pytest.mark.parametrize(
     ("granularity", "holders"),
     [
-        ("tensor", ["tq1_0", "tq2_0", "q2_0", "safetensors"]),
-        ("row", ["tq1_0", "tq2_0", "q2_0"]),
-        ("group:256", ["tq1_0", "tq2_0", "q2_0"]),
-        ("group:512", ["tq1_0", "tq2_0", "q2_0"]),
-        ("group:128", ["q2_0"]),
-        ("group:64", ["q2_0"]),
-        ("group:32", []),
+        ("tensor", ["tq1_0", "tq2_0", "q2_0", "i2_s", "q8_0", "f16", "bf16", "safetensors"]),
+        ("row", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
+        ("group:256", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
+        ("group:512", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
+        ("group:128", ["q2_0", "q8_0", "f16", "bf16"]),
+        ("group:64", ["q2_0", "q8_0", "f16", "bf16"]),
+        ("group:96", ["q8_0", "f16", "bf16"]),
+        ("group:32", ["q8_0", "f16", "bf16"]),
+        ("group:16", ["f16", "bf16"]),
     ],
 )
 def test_formats_that_hold_a_scaling(granularity: str, holders: list[str]) -> None:
@@ -216,6 +290,7 @@ def test_formats_that_hold_a_scaling(granularity: str, holders: list[str]) -> No
 def test_refusals_give_the_reason() -> None:
     assert "256 weights, and a group is 128" in str(TQ2_0.refusal(Scaling(granularity="group:128")))
     assert "one scale per tensor" in str(HF_BITNET.refusal(Scaling(granularity="row")))
+    assert "one scale per tensor" in str(I2_S.refusal(Scaling(granularity="row")))
     assert isinstance(HF_BITNET, HfBitnet)
     assert HF_BITNET.shape_refusal((8, 3)) is None
     assert "6 rows" in str(HF_BITNET.shape_refusal((6, 8)))
@@ -245,7 +320,9 @@ def test_the_registered_q2_0_quantizer_agrees_with_ours(data: st.DataObject) -> 
 @pytest.mark.parametrize("known", [t for t in vars(gguf_types).values() if isinstance(t, gguf_types.GgufType)])
 def test_our_type_facts_are_those_of_the_gguf_package(known: gguf_types.GgufType) -> None:
     gguf_types.register_q2_0()
+    gguf_types.register_i2_s()
     assert known.ggml().name == known.name
-    assert GGML_QUANT_SIZES[known.ggml()] == (known.block, known.block_bytes)
+    if known != gguf_types.I2_S:
+        assert GGML_QUANT_SIZES[known.ggml()] == (known.block, known.block_bytes)
     file_type = gguf.LlamaFileType(known.file_type).name
-    assert file_type in (f"MOSTLY_{known.name}", f"ALL_{known.name}")
+    assert re.fullmatch(f"(MOSTLY|ALL)_{known.name}(_M)?", file_type)

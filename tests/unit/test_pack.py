@@ -33,9 +33,11 @@ from tests.models import write_model
 from tests.recording import Recorder
 
 
-def make_latent(directory: Path, *, lam: float = 1.0, scaling: Scaling | None = None, **options: Any) -> Path:
+def make_latent(
+    directory: Path, *, variant: str = "smollm2", lam: float = 1.0, scaling: Scaling | None = None, **options: Any
+) -> Path:
     """A tiny random SmolLM2 (tied, grouped-query attention, hidden 256) as warmup leaves it behind."""
-    write_model(directory, "smollm2", **options)
+    write_model(directory, variant, **options)
     lineage = Lineage(source="test", lam=lam, scaling=scaling or Scaling(), tokens_seen=1000)
     lineage.save(directory)
     if lineage.scaling == Scaling():
@@ -101,8 +103,11 @@ def llama_cpp_order(rows: Tensor, heads: int) -> Tensor:
     return rows[order]
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group:256"])
-@pytest.mark.parametrize("name", ["tq1_0", "tq2_0", "q2_0"])
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [(name, scaling) for name in ("tq1_0", "tq2_0", "q2_0") for scaling in ("tensor", "row", "group:256")]
+    + [("q8_0", "group:32"), ("f16", "group:16")],
+)
 def test_gguf_holds_the_ternary_weights_of_training(tmp_path: Path, name: str, granularity: str) -> None:
     scaling = Scaling(granularity=granularity)
     model = make_latent(tmp_path / "tiny", scaling=scaling)
@@ -376,7 +381,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path, latent: Path) -> None:
     error = refused(latent, ["tq2_0", "q4_0"], tmp_path / "out")
     assert isinstance(error, UsageError)
-    assert error.hint == "formats: tq1_0, tq2_0, q2_0, safetensors"
+    assert error.hint == f"formats: {', '.join(FORMATS)}"
     assert isinstance(refused(latent, ["tq2_0"], tmp_path / "out", embedding_type="q4_0"), UsageError)
 
 
@@ -384,11 +389,11 @@ def test_a_scaling_that_a_format_cannot_hold_is_refused_with_those_that_can(tmp_
     by_row = make_latent(tmp_path / "row", scaling=Scaling(granularity="row"))
     error = refused(by_row, ["tq2_0", "safetensors"], tmp_path / "out")
     assert "one scale per tensor" in error.message
-    assert error.hint == "formats that can: tq1_0, tq2_0, q2_0"
+    assert error.hint == "formats that can: tq1_0, tq2_0, q2_0, q8_0, f16, bf16"
     by_group = make_latent(tmp_path / "group", scaling=Scaling(granularity="group:64"))
     error = refused(by_group, ["tq2_0"], tmp_path / "out")
     assert "a group is 64" in error.message
-    assert error.hint == "formats that can: q2_0"
+    assert error.hint == "formats that can: q2_0, q8_0, f16, bf16"
 
 
 def test_rows_that_transformers_cannot_pack_are_refused_by_name(tmp_path: Path) -> None:

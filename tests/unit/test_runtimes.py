@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from bitconvert.errors import BitconvertError
-from bitconvert.evaluation.runtimes import LlamaCpp, find_library, llama_perplexity, open_runtime
+from bitconvert.evaluation.runtimes import LlamaCpp, llama_perplexity, open_runtime
+from bitconvert.models.llama_cpp_library import find_library
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("xllamacpp")

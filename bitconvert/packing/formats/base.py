@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -47,18 +48,35 @@ class Format(ABC):
         """Markdown that tells how to run an output; ``path`` is where it lies, seen from the card."""
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What the runtimes of a type demand of the rest of the file, where they are not llama.cpp.
+
+    Attributes:
+        architecture: the only ``general.architecture`` that they compute right with this type.
+        embedding: the only type that they read embeddings and heads in.
+    """
+
+    architecture: str
+    embedding: GgufType
+
+
 class GgufFormat(Format):
-    """A GGUF block type: each block of a row holds its own scale ``d`` (float16) and the codes in some order.
+    """A GGUF type: here one whose blocks each hold their own scale ``d`` (float16) and codes in some order.
 
     ``d`` of a block without any nonzero code is 0, as in ggml's reference quantizers. So a decoded scale is exact
     wherever it matters, and 0 where a zero block left no trace of it.
 
     Attributes:
         type: what GGUF calls it.
+        demands: what else must hold for a file of this type; then no other type may stand in for it either.
+        note: what a user of such a file should know; empty when there is nothing.
     """
 
     container = "gguf"
     type: ClassVar[GgufType]
+    demands: ClassVar[Demands | None] = None
+    note: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self.name = self.type.name.lower()
@@ -85,12 +103,16 @@ class GgufFormat(Format):
                 ``with_stored_scale``) and a scaling that ``refusal`` accepts.
 
         Returns:
-            uint8, shape (out, bytes per row).
+            uint8, shape (out, bytes per row); flat where a tensor is more than its rows.
         """
 
     @abstractmethod
     def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
-        """Bytes (out, bytes per row) back to codes (out, in) and one scale per block, float32 (out, in / block)."""
+        """What ``encode`` gave back to codes (out, in) and the scales that the type holds, float32."""
+
+    def stored_scales(self, tensor: TernaryTensor) -> NDArray[np.float32]:
+        """The scales that ``decode`` finds in an encoded tensor: here one per block, shape (out, in / block)."""
+        return block_scales(tensor, self.type.block)
 
 
 class BlockFormat(GgufFormat):

@@ -1,4 +1,4 @@
-"""F16: 16 bits per weight, the product codes * scale itself. The last resort, for rows that 32 does not divide."""
+"""F16: 16 bits per weight, the product codes * scale itself. For every runtime, every shape and every scaling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from bitconvert.models import gguf_types
-from bitconvert.packing.formats.base import Bytes, GgufFormat, block_scales
+from bitconvert.packing.formats.base import Bytes, GgufFormat
 from bitconvert.ternary.quantize import TernaryTensor
 
 
@@ -15,11 +15,10 @@ class F16(GgufFormat):
 
     type = gguf_types.F16
     runs_in = "everything that reads GGUF"
-    scale_first = True
 
     def encode(self, tensor: TernaryTensor) -> Bytes:
         """See ``GgufFormat``; exact, because +-scale is a float16."""
-        weights = block_scales(tensor, 1) * tensor.codes.numpy()
+        weights = self.stored_scales(tensor) * tensor.codes.numpy()
         data: Bytes = weights.astype(np.float16).view(np.uint8)
         return data
 

@@ -1,4 +1,4 @@
-"""Q8_0: 8.5 bits per weight. A fallback for rows that 64 does not divide; every runtime computes with it.
+"""Q8_0: 8.5 bits per weight. Every runtime computes with it; a fallback for rows that 64 does not divide.
 
 Layout of a block of 32 (``block_q8_0`` in ggml-common.h): d, qs[32] (int8). ggml's reference quantizer would store
 +-127 with d = s / 127 and round d; the codes themselves with d = s are as valid, and lose nothing.

@@ -1,4 +1,4 @@
-"""A GGUF file, written front to back: everything but one tensor's data stays on disk."""
+"""A GGUF file, or the shards of one, written front to back: everything but one tensor's data stays on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ class GgufContainer:
     Metadata and the tensors that some rotary embeddings need come from the checkpoint by themselves.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, vocabulary: Vocabulary, file_type: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        checkpoint: Checkpoint,
+        vocabulary: Vocabulary,
+        file_type: int,
+        max_shard_size: int | None = None,
+    ) -> None:
         """Prepare the metadata; nothing is written yet.
 
         Args:
@@ -30,13 +37,15 @@ class GgufContainer:
             checkpoint: where config and lineage come from.
             vocabulary: one token for each row of the embedding.
             file_type: ``general.file_type`` (llama_ftype) of the type that most weights have.
+            max_shard_size: bytes of tensor data at most in a file; what is more goes into several, named as by
+                gguf-split (``NAME-00001-of-00002.gguf``) and with the metadata in the first. A tensor is never cut.
 
         Raises:
             BitconvertError: llama.cpp cannot compute this model.
         """
         config = checkpoint.complete
         require_expressible(config, checkpoint.name)
-        self._writer = GGUFWriter(path, checkpoint.family.gguf_arch)
+        self._writer = GGUFWriter(path, checkpoint.family.gguf_arch, split_max_size=max_shard_size or 0)
         self._path = path
         self._announced: list[tuple[str, int]] = []
         self._written = 0

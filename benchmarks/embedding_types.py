@@ -1,0 +1,71 @@
+"""What each ``--embedding-type`` costs: ``python -m benchmarks.embedding_types CHECKPOINT TEXT``.
+
+Packs a warmed-up model as Q2_0 with each type and measures the file in llama.cpp. Where the type does not divide the
+model's rows, and packing would fall back to another, the weights are rounded in blocks that run across rows and the
+file stores what comes out in F32: the rounding of the weights alone, and the size that the type would have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from gguf import dequantize
+from safetensors.torch import load_file, save_file
+
+from bitconvert.evaluation.evaluate import evaluate
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.ggml_quantize import quantize_by_ggml
+from bitconvert.models.gguf_types import F32, GgufType
+from bitconvert.packing.gguf.plan import EMBEDDING_TYPES
+from bitconvert.packing.pack import pack
+from bitconvert.packing.source import EMBEDDING
+from bitconvert.recipe import Packing
+from bitconvert.report import PackedFile, Silent
+
+
+def main() -> None:
+    """Print one line of JSON per type."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("text", type=Path)
+    arguments.add_argument("--max-tokens", type=int, default=16_384)
+    given = arguments.parse_args()
+    width = int(open_checkpoint(str(given.checkpoint)).complete.hidden_size)
+    for name, kind in EMBEDDING_TYPES.items():
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            fits = width % kind.block == 0
+            source = given.checkpoint if fits else _rounded(given.checkpoint, kind, Path(folder) / "rounded")
+            file = _packed(source, name if fits else "f32", Path(folder))
+            weights = sum(tensor.weights for tensor in file.tensors if tensor.name == "token_embd.weight")
+            nbytes = file.nbytes - (0 if fits else int(weights * (F32.bits_per_weight - kind.bits_per_weight) / 8))
+            report = evaluate(
+                file.path, data=given.text, runtime="llama.cpp", max_tokens=given.max_tokens, threads=1
+            ).perplexity
+            assert report is not None
+            told = {"type": name, "in_runtime": fits, "mb": nbytes / 1e6, "ppl": report.ppl, "stderr": report.stderr}
+            print(json.dumps(told), flush=True)
+
+
+def _packed(checkpoint: Path, embedding_type: str, output: Path) -> PackedFile:
+    options = Packing(formats=("q2_0",), embedding_type=embedding_type)
+    return pack(open_checkpoint(str(checkpoint)), options, output, reporter=Silent()).files[0]
+
+
+def _rounded(checkpoint: Path, kind: GgufType, directory: Path) -> Path:
+    """A copy of the checkpoint with its embedding rounded as the type would."""
+    shutil.copytree(checkpoint, directory)
+    weights = load_file(directory / "model.safetensors")
+    embedding = weights[EMBEDDING]
+    blocks = quantize_by_ggml(embedding.float().numpy().reshape(-1, kind.block), kind)
+    weights[EMBEDDING] = torch.from_numpy(dequantize(blocks, kind.ggml())).view(embedding.shape)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+if __name__ == "__main__":
+    main()

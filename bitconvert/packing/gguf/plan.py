@@ -1,0 +1,157 @@
+"""Which type each tensor of a GGUF file gets, decided before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models import gguf_types
+from bitconvert.models.gguf_tensors import gguf_names
+from bitconvert.models.gguf_types import GgufType
+from bitconvert.models.llama_cpp_library import find_library
+from bitconvert.packing.formats import FALLBACKS, GgufFormat
+from bitconvert.packing.formats.base import Demands
+from bitconvert.packing.job import PackJob
+from bitconvert.packing.source import EMBEDDING, HEAD, SourceTensor
+
+EMBEDDING_TYPES = {
+    kind.name.lower(): kind
+    for kind in (
+        gguf_types.F32,
+        gguf_types.F16,
+        gguf_types.BF16,
+        gguf_types.Q8_0,
+        gguf_types.Q6_K,
+        gguf_types.Q4_K,
+    )
+}
+"""What ``--embedding-type`` and ``--output-type`` accept."""
+
+BY_LLAMA_CPP = (gguf_types.Q6_K, gguf_types.Q4_K)
+"""Those that llama.cpp itself must quantize."""
+
+_INSTEAD = (gguf_types.Q8_0, gguf_types.F16)
+"""What an embedding gets whose rows its type does not divide, best first."""
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor of the file to be.
+
+    Attributes:
+        source: name in the checkpoint.
+        name: in the file.
+        shape: (out, in), or (n,).
+        type: how it is stored.
+        form: encodes it, if it is ternary.
+        note: why it is not stored in the type asked for; empty when it is.
+    """
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    type: GgufType
+    form: GgufFormat | None = None
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return rows * self.type.row_bytes(self.shape[-1]) + self.type.trailer
+
+
+def plan_tensors(job: PackJob, form: GgufFormat) -> list[PlannedTensor]:
+    """Choose the type of each tensor: ternary matrices ``form`` or a fallback, embeddings their own, the rest F32."""
+    names = gguf_names([tensor.name for tensor in job.tensors], job.checkpoint.complete, job.checkpoint.family)
+    return [_planned(job, form, tensor, names[tensor.name]) for tensor in job.tensors]
+
+
+def main_type(plan: list[PlannedTensor]) -> GgufType:
+    """The type that most ternary weights have: some runtimes choose their kernels by ``general.file_type``."""
+    weights: Counter[GgufType] = Counter()
+    for tensor in plan:
+        if tensor.form is not None:
+            weights[tensor.type] += math.prod(tensor.shape)
+    return weights.most_common(1)[0][0]
+
+
+def require_types(job: PackJob, form: GgufFormat) -> None:
+    """Refuse types of embedding and head that there are not or that nothing here can make, and what the format refuses.
+
+    Raises:
+        UsageError: no such type, or no head that could have one of its own.
+        BitconvertError: the format's runtimes cannot hold this model; or llama.cpp is needed, and not installed.
+    """
+    if job.options.output_type is not None and all(tensor.name != HEAD for tensor in job.tensors):
+        raise UsageError(
+            f"{job.checkpoint.name}: its head is the embedding, so it has no type of its own",
+            "leave out --output-type; --embedding-type decides for both",
+        )
+    for option in ("embedding_type", "output_type"):
+        kind = _asked(job, option)
+        if kind in BY_LLAMA_CPP and form.demands is None:
+            _require_llama_cpp(kind)
+    if form.demands is not None:
+        _require_demands(job, form, form.demands)
+
+
+def _require_llama_cpp(kind: GgufType) -> None:
+    try:
+        find_library()
+    except BitconvertError as error:
+        raise BitconvertError(
+            f"llama.cpp itself must quantize to {kind.name}, and {error.message}", error.hint
+        ) from error
+
+
+def _require_demands(job: PackJob, form: GgufFormat, demands: Demands) -> None:
+    arch = job.checkpoint.family.gguf_arch
+    if arch != demands.architecture:
+        raise BitconvertError(
+            f"format {form.name} cannot hold a model of architecture {arch}: its runtimes ({form.runs_in}) "
+            f"compute only {demands.architecture} right with it",
+            "use tq2_0 or another format that llama.cpp runs",
+        )
+    for tensor in job.tensors:
+        if tensor.ternary and tensor.shape[-1] % form.row_multiple:
+            raise BitconvertError(
+                f"tensor {tensor.name} cannot be packed as {form.name}: its rows of {tensor.shape[-1]} do not divide "
+                f"by {form.row_multiple}, and its runtimes know no other type for them",
+                "use q2_0 or tq2_0, which store such rows in another type",
+            )
+
+
+def _planned(job: PackJob, form: GgufFormat, tensor: SourceTensor, name: str) -> PlannedTensor:
+    columns = tensor.shape[-1]
+    if tensor.ternary:
+        home = next(row for row in (form, *FALLBACKS) if columns % row.row_multiple == 0)
+        return PlannedTensor(tensor.name, name, tensor.shape, home.type, home, _misfit(columns, form.type, home.type))
+    if tensor.name in (EMBEDDING, HEAD):
+        kind, note = _embedding(job, form, tensor)
+        return PlannedTensor(tensor.name, name, tensor.shape, kind, note=note)
+    return PlannedTensor(tensor.name, name, tensor.shape, gguf_types.F32)
+
+
+def _embedding(job: PackJob, form: GgufFormat, tensor: SourceTensor) -> tuple[GgufType, str]:
+    """The type of the embedding or the head, and why it is not the one asked for."""
+    asked, columns = _asked(job, "embedding_type" if tensor.name == EMBEDDING else "output_type"), tensor.shape[-1]
+    if form.demands is not None:
+        only = form.demands.embedding
+        return only, "" if asked == only else f"its runtimes ({form.runs_in}) agree on {only.name} only"
+    stored = next(kind for kind in (asked, *_INSTEAD) if columns % kind.block == 0)
+    return stored, _misfit(columns, asked, stored)
+
+
+def _asked(job: PackJob, option: str) -> GgufType:
+    """What the user wants for the embedding, or for the head: the same unless said otherwise."""
+    name = getattr(job.options, option) or job.options.embedding_type
+    if name not in EMBEDDING_TYPES:
+        raise UsageError(f"unknown {option.replace('_', ' ')} '{name}'", f"types: {', '.join(EMBEDDING_TYPES)}")
+    return EMBEDDING_TYPES[name]
+
+
+def _misfit(columns: int, wanted: GgufType, stored: GgufType) -> str:
+    return "" if stored == wanted else f"rows of {columns} do not divide by {wanted.block}, as {wanted.name} requires"
