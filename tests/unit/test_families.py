@@ -244,3 +244,9 @@ def test_other_architectures_are_refused_by_name(config: dict[str, Any], named: 
         open_checkpoint(str(tmp_path))
     assert named in caught.value.message
     assert all(family in caught.value.hint for family in FAMILIES)
+
+
+def test_null_in_a_config_is_not_the_default(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "hf", "mistral", max_position_embeddings=8192)
+    assert json.loads((directory / "config.json").read_text())["sliding_window"] is None
+    assert open_checkpoint(str(directory)).complete.sliding_window is None  # MistralConfig's default is 4096
