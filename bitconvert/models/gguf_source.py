@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ValidationError
-from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
