@@ -30,7 +30,8 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     except BitconvertError as error:
         raise BitconvertError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from error
     except Exception as error:  # the Rust tokenizer library raises bare Exception
-        raise BitconvertError(f"{path}: its vocabulary is damaged ({error})", "download or pack it again") from error
+        reason = " ".join(str(error).split())
+        raise BitconvertError(f"{path}: its vocabulary is damaged ({reason})", "download or pack it again") from error
     special = {f"{role}_token": _special(file, tokens, key) for role, key in _ROLES.items()}
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
