@@ -8,6 +8,7 @@ alphabet; and what it loads cannot be saved.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +79,11 @@ def gguf_lineage(path: Path) -> Lineage | None:
         ) from error
 
 
+def gguf_title(path: Path) -> str:
+    """``general.name``, or nothing."""
+    return str(open_gguf(path).get("general.name", ""))
+
+
 def gguf_license(path: Path) -> str:
     """``general.license``, or nothing."""
     return str(open_gguf(path).get("general.license", ""))
@@ -85,9 +91,8 @@ def gguf_license(path: Path) -> str:
 
 def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
-    with torch.device("meta"):
-        skeleton = _model(path)
-    return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(open_gguf(path), skeleton).items()}
+    weights = open_weights(path)
+    return {name: weights.stored_as(name) for name in weights.stored}
 
 
 def activation_blocks(path: Path) -> dict[str, int]:
@@ -110,16 +115,58 @@ def load_gguf_model(path: Path) -> PreTrainedModel:
     Raises:
         BitconvertError: the file is damaged, or its tensors are not those of its architecture.
     """
-    file = open_gguf(path)
+    weights = open_weights(path)
     model = _model(path)
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
-    stored = _by_hf_name(file, model)
-    missing = [name for name in parameters if name not in stored]
+    missing = [name for name in parameters if name not in weights.stored]
     if missing:
         raise BitconvertError(f"{path}: tensor {missing[0]} is missing", "convert the model to GGUF again")
-    for name, tensor in stored.items():
-        parameters[name].copy_(_read(file, tensor, name, model.config, parameters[name].shape))
+    for name in weights.stored:
+        parameters[name].copy_(weights.read(name, parameters[name].shape))
     return model
+
+
+@dataclass(frozen=True)
+class GgufWeights:
+    """The weights of a file under their Hugging Face names, each decoded when it is asked for.
+
+    Attributes:
+        file: opened.
+        config: with every default filled in.
+        stored: the tensors, in the file's order.
+    """
+
+    file: GgufFile
+    config: Any
+    stored: dict[str, ReaderTensor]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, (out, in), without reading any."""
+        return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self.stored.items()}
+
+    def stored_as(self, name: str) -> str:
+        """The type of a tensor: F16, Q4_1, TQ2_0 …"""
+        return str(self.stored[name].tensor_type.name)
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """One weight in float32 and Hugging Face's form.
+
+        Raises:
+            BitconvertError: it has another shape than the one that is expected.
+        """
+        return _read(self.file, self.stored[name], name, self.config, shape or self.shapes()[name])
+
+
+def open_weights(path: Path) -> GgufWeights:
+    """Open the weights of a file; nothing is decoded yet.
+
+    Raises:
+        BitconvertError: the file is damaged, or a tensor has no place in its architecture.
+    """
+    file = open_gguf(path)
+    with torch.device("meta"):
+        skeleton = _model(path)
+    return GgufWeights(file, skeleton.config, _by_hf_name(file, skeleton))
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
@@ -164,7 +211,7 @@ def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, ReaderTenso
     return {names[name]: tensor for name, tensor in file.tensors.items() if name in names}
 
 
-def _read(file: GgufFile, tensor: ReaderTensor, name: str, config: Any, shape: torch.Size) -> Tensor:
+def _read(file: GgufFile, tensor: ReaderTensor, name: str, config: Any, shape: tuple[int, ...]) -> Tensor:
     """One weight in float32 and Hugging Face's form."""
     weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
     if weight.shape != shape:
