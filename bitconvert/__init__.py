@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bitconvert.evaluation.inspect import inspect
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import pack
+    from bitconvert.packing.unpack import unpack
     from bitconvert.recipe import Packing, Recipe, Scaling, load_recipe
     from bitconvert.report import Silent
     from bitconvert.ternary.bitlinear import BitLinear
@@ -36,6 +37,7 @@ _HOMES = {
     "open_checkpoint": "bitconvert.models.checkpoint",
     "pack": "bitconvert.packing.pack",
     "ternarize": "bitconvert.ternary.quantize",
+    "unpack": "bitconvert.packing.unpack",
     "warmup": "bitconvert.training.warmup",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "open_checkpoint",
     "pack",
     "ternarize",
+    "unpack",
     "warmup",
 ]
 

@@ -57,7 +57,7 @@ class AnyRuntime(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Model = Annotated[
-    str, typer.Argument(help="Hub id, Hugging Face directory, latent or packed checkpoint, or GGUF file.")
+    str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
 ]
 
 
@@ -107,16 +107,14 @@ def warmup(
 
 @app.command()
 def pack(
-    checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote.")],
+    checkpoint: Annotated[str, typer.Argument(help="Latent checkpoint that warmup wrote, or what unpack made.")],
     formats: Annotated[
         list[str],
         typer.Option(
             "--format", help="tq1_0, tq2_0, q2_0, i2_s, q8_0, f16, bf16 (GGUF), safetensors; all. Repeatable."
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option(help="Directory for the files. Default: beside the checkpoint.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for the files. Default: CHECKPOINT-packed.")] = None,
     embedding_type: Annotated[
         str | None,
         typer.Option(help="Type of embedding and head in GGUF: f32, f16, bf16, q8_0, q6_k, q4_k. Default: f16."),
@@ -153,6 +151,26 @@ def pack(
             reporter=reporter,
         )
     _print_json(report) if as_json else ui.show_pack(report)
+
+
+@app.command()
+def unpack(
+    model: Annotated[str, typer.Argument(help="Ternary model: packed directory or GGUF file, by whatever program.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to make. Default: NAME-baked beside the model.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a packed model back into a Hugging Face directory: to evaluate, to train on, to pack again."""
+    from bitconvert import ui
+    from bitconvert.models.checkpoint import open_checkpoint
+    from bitconvert.packing.unpack import unpack as run
+
+    with ui.progress() as reporter:
+        opened = open_checkpoint(model)
+        output = output or _beside(opened) / f"{_beside_name(model)}-baked"
+        report = run(opened, output, reporter=reporter)
+    _print_json(report) if as_json else ui.show_unpack(report)
 
 
 @app.command(name="eval")
@@ -375,6 +393,10 @@ def _beside_name(model: str) -> str:
 
 
 def _packed_beside(checkpoint: Checkpoint) -> Path:
-    """Where the files of a checkpoint go: next to it, or here where it lies in the hub's cache."""
-    local = Path(checkpoint.name).expanduser().exists()
-    return (checkpoint.path.resolve().parent if local else Path()) / f"{checkpoint.base_name}-packed"
+    """Where the files of a checkpoint go."""
+    return _beside(checkpoint) / f"{checkpoint.base_name}-packed"
+
+
+def _beside(checkpoint: Checkpoint) -> Path:
+    """The directory that a model lies in, or this one where it lies in the hub's cache."""
+    return checkpoint.path.resolve().parent if Path(checkpoint.name).expanduser().exists() else Path()

@@ -107,7 +107,7 @@ class EvalReport:
 
     Attributes:
         model: as the user named it.
-        kind: plain, latent, packed or gguf.
+        kind: plain, latent, baked, packed or gguf.
         runtime: which program computed: torch, or llama.cpp with its client and version.
         data: the text's file or directory; None when only tasks were run.
         perplexity: None when only tasks were run.
@@ -167,7 +167,7 @@ class InspectReport:
 
     Attributes:
         model: as the user named it.
-        kind: plain, latent, packed or gguf.
+        kind: plain, latent, baked, packed or gguf.
         metadata: what the files say about the model: architecture, sizes, tokenizer, lineage.
         tensors: in the files' order.
         parameters: weights of all tensors.
@@ -352,6 +352,31 @@ class PackReport:
     warnings: list[str]
     refusals: dict[str, str] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class UnpackReport:
+    """What ``bitconvert unpack`` wrote.
+
+    Attributes:
+        model: as the user named it.
+        kind: of the model: plain, latent, packed or gguf.
+        output: the directory.
+        scaling: of the ternary weights, in words; in a file that does not say it, the coarsest that fits.
+        ternary_parameters: weights of the ternary linears.
+        nbytes: size of the weight file.
+        formats: those that can hold such scales.
+        seconds: it took to write and to read back.
+    """
+
+    model: str
+    kind: str
+    output: str
+    scaling: str
+    ternary_parameters: int
+    nbytes: int
+    formats: list[str]
+    seconds: float
 
 
 @dataclass(frozen=True)

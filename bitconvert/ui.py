@@ -23,6 +23,7 @@ from bitconvert.report import (
     InspectReport,
     PackReport,
     Reporter,
+    UnpackReport,
     WarmupPlan,
     WarmupReport,
 )
@@ -220,6 +221,16 @@ def _show_refusals(refusals: dict[str, str]) -> None:
     for name, reason in refusals.items():
         table.add_row(name, reason)
     _stdout.print(table)
+
+
+def show_unpack(report: UnpackReport) -> None:
+    """Where the weights are, and what can be done with them."""
+    show_text(
+        f"{report.ternary_parameters:,} ternary weights ({report.scaling}) as float32, {_bytes(report.nbytes)}, "
+        f"in {_duration(report.seconds)}\nsaved {report.output}"
+    )
+    if report.formats:
+        show_text(f"next: bitconvert pack {shlex.quote(report.output)} --format {report.formats[0]}")
 
 
 def show_eval(report: EvalReport) -> None:

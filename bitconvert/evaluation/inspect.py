@@ -13,7 +13,7 @@ from bitconvert.models.gguf_file import open_gguf
 from bitconvert.models.gguf_parse import GgufTensor
 from bitconvert.models.gguf_source import LINEAGE_KEY
 from bitconvert.models.gguf_types import TERNARY
-from bitconvert.models.packed import unpack_bitnet
+from bitconvert.models.packed import scale_name, unpack_bitnet
 from bitconvert.models.tokenizers import backend_json, pre_of, vocabulary_model
 from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
 from bitconvert.ternary.quantize import is_baked, ternarize
@@ -69,8 +69,8 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
 
 def _tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
     names = checkpoint.tensor_names()
-    packed = {name for name in names if checkpoint.kind == "packed" and checkpoint.dtype(name) == "U8"}
-    scales = {f"{name}_scale" for name in packed}  # told with the weight that they belong to
+    packed = {name for name in names if name.endswith(".weight") and checkpoint.is_packed(name)}
+    scales = {scale_name(name) for name in packed}  # told with the weight that they belong to
     for done, name in enumerate(names):
         reporter.advance(done, len(names))
         if name in packed:
@@ -81,20 +81,21 @@ def _tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorRepor
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
-    """A float tensor, which in a latent checkpoint may mean a ternary one."""
+    """A float tensor, which in a latent or baked checkpoint may mean a ternary one."""
     values, dtype = checkpoint.read(name), checkpoint.dtype(name)
     size = values.nbytes
-    if checkpoint.kind == "latent" and checkpoint.family.is_ternary_module(name.removesuffix(".weight")):
+    means_ternary = {"latent": "latent ternary", "baked": "ternary values"}.get(checkpoint.kind)
+    if means_ternary and checkpoint.family.is_ternary_module(name.removesuffix(".weight")):
         rounded = ternarize(values, checkpoint.scaling)
-        return _ternary(name, f"{dtype}, latent ternary", size, rounded.codes, rounded.scale)
+        return _ternary(name, f"{dtype}, {means_ternary}", size, rounded.codes, rounded.scale)
     return _plain(name, dtype, size, values)
 
 
 def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
-    """Two-bit codes, four rows a byte, and the scale beside them."""
-    stored, beside = checkpoint.read(name), checkpoint.read(f"{name}_scale")
+    """Codes, in two bits or in floats, and the scale beside them."""
+    stored, beside = checkpoint.read(name), checkpoint.read(scale_name(name))
     codes, scale = unpack_bitnet(stored, beside, checkpoint.config)
-    return _ternary(name, "U8, packed ternary", stored.nbytes + beside.nbytes, codes, scale)
+    return _ternary(name, f"{checkpoint.dtype(name)}, packed ternary", stored.nbytes + beside.nbytes, codes, scale)
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Open anything: a hub id, a Hugging Face directory (plain, latent, packed), a GGUF file. Lazily, and suspiciously."""
+"""Open anything: a hub id, a Hugging Face directory (plain, latent, baked, packed), a GGUF file. Lazily, warily."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from yaml import YAMLError
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
+from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.lineage import Lineage, read_lineage
-from bitconvert.models.packed import unpack_bitnet
+from bitconvert.models.packed import scale_name, scaled_bias, unpack_bitnet, unpacked_shape
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import bitlinears, freeze_ternary, insert_bitlinear
 from bitconvert.ternary.quantize import is_baked
 
-Kind = Literal["plain", "latent", "packed", "gguf"]
+Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -44,11 +45,13 @@ class Checkpoint:
     Attributes:
         name: the model as the user named it.
         path: the local directory, or the GGUF file.
-        kind: plain (float weights), latent (float weights that mean ternary ones), packed (Hugging Face bitnet), gguf.
+        kind: plain (float weights), latent (float weights that mean ternary ones), baked (float weights that are
+            ternary and say so), packed (Hugging Face bitnet), gguf.
         config: ``config.json`` as a dictionary (for GGUF, the same keys derived from its metadata).
         complete: the same with every default filled in, old and new names alike, as transformers reads it.
         family: the architecture's row.
         lineage: bitconvert's own record; None for a model that another program wrote.
+        baked: what ``unpack`` recorded of a baked model; None for any other.
         rounding: the scaling under which a model without lineage is rounded, if it is.
     """
 
@@ -61,11 +64,14 @@ class Checkpoint:
         self.rounding = Scaling()
         self.complete = _complete(name, self.config, self.family)
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
-        self.kind: Kind = "gguf" if is_gguf else _kind(name, self.config, self.lineage)
+        self.baked: Baked | None = None if is_gguf else read_baked(path)
+        self.kind: Kind = "gguf" if is_gguf else _kind(name, self.config, self.lineage, self.baked)
 
     @property
     def scaling(self) -> Scaling:
         """How the ternary scales are computed: as recorded, else BitNet's absmean per tensor unless changed."""
+        if self.baked:
+            return self.baked.scaling
         return self.lineage.scaling if self.lineage else self.rounding
 
     @property
@@ -78,7 +84,18 @@ class Checkpoint:
         """The model's licence as it names it itself (an SPDX-like identifier on the hub); empty where it does not."""
         if self.lineage is not None:
             return self.lineage.license
+        if self.baked:
+            return self.baked.license
         return gguf_source.gguf_license(self.path) if self.kind == "gguf" else _card_license(self.path / "README.md")
+
+    @property
+    def title(self) -> str:
+        """What the model calls itself; unlike ``base_name`` it survives packing and unpacking."""
+        if self.baked:
+            return self.baked.title
+        if self.kind == "gguf":
+            return gguf_source.gguf_title(self.path) or self.base_name.removesuffix(".gguf")
+        return self.base_name.removesuffix("-bitnet") if self.kind == "packed" else self.base_name
 
     @property
     def max_context(self) -> int:
@@ -122,6 +139,60 @@ class Checkpoint:
             tensor: Tensor = tensors.get_tensor(name)
         _check_finite(self.name, name, tensor)
         return tensor
+
+    # ---- tensors as the file means them -----------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the model's tensors in Hugging Face's form, whatever they are stored as.
+
+        Raises:
+            BitconvertError: they are not those that the config describes.
+        """
+        if self.kind == "gguf":
+            return self.fitting(self._gguf.shapes())
+        scales = {scale_name(name) for name in self.tensor_names() if self.is_packed(name)}
+        return self.fitting({name: self._meant_shape(name) for name in self.tensor_names() if name not in scales})
+
+    def read_weight(self, name: str) -> Tensor:
+        """Read one of ``weights`` in float32: codes and quantized values decoded, latents as they are.
+
+        Raises:
+            BitconvertError: as ``read``.
+        """
+        if self.kind == "gguf":
+            weight = self._gguf.read(name)
+            _check_finite(self.name, name, weight)
+            return weight
+        stored = self.read(name)
+        if not self.is_packed(name):
+            return stored.float()
+        beside = self.read(scale_name(name))
+        if name.endswith(".bias"):
+            return scaled_bias(stored, beside, self.config)
+        try:
+            return unpack_bitnet(stored, beside, self.config).dequantize()
+        except BitconvertError as error:
+            raise BitconvertError(f"{self.name}: tensor {name}: {error.message}", error.hint) from error
+
+    def stored_as(self, name: str) -> str:
+        """How one of ``weights`` is stored: F32, U8, Q4_1 …"""
+        return self._gguf.stored_as(name) if self.kind == "gguf" else self.dtype(name)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor of the files is the weight or the bias of a linear layer that has a scale beside it."""
+        return (
+            self.kind == "packed"
+            and self.family.is_ternary_module(name.rpartition(".")[0])
+            and scale_name(name) in self._files
+        )
+
+    def _meant_shape(self, name: str) -> tuple[int, ...]:
+        shape = self.shape(name)
+        return unpacked_shape(shape, self.dtype(name)) if self.is_packed(name) else shape
+
+    @cached_property
+    def _gguf(self) -> gguf_source.GgufWeights:
+        return gguf_source.open_weights(self.path)
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -181,24 +252,28 @@ class Checkpoint:
     def load_latent(self) -> PreTrainedModel:
         """The model in float32 for training: every linear still a plain nn.Linear.
 
+        The ternary weights of a baked model are the only latents that it has left.
+
         Raises:
-            BitconvertError: the latent weights are gone (packed or baked), or a weight is missing or not finite.
+            BitconvertError: the latent weights are gone (packed, or baked without a word of it), or a weight is missing
+                or not finite.
         """
         if self.kind == "packed":
             raise _no_latent_weights(f"{self.name}: its weights are packed ternary codes")
         model = self._load_float()
         stored = gguf_source.activation_blocks(self.path) if self.kind == "gguf" else {}
         for module in self._linears(model):
-            if f"{module}.weight" in stored or is_baked(model.get_submodule(module).weight):  # type: ignore[arg-type]
+            weight: Tensor = model.get_submodule(module).weight  # type: ignore[assignment]
+            if f"{module}.weight" in stored or (self.kind != "baked" and is_baked(weight)):
                 raise _no_latent_weights(f"{self.name}: tensor {module}.weight already is ternary (baked)")
         return model
 
     def load(self) -> PreTrainedModel:
         """The model as its file means it, in float32 and evaluation mode.
 
-        A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them: one
-        scale per token as in training, or for GGUF one per block as in llama.cpp. A plain model, or a GGUF file without
-        ternary weights, stays as it is.
+        A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them, and with
+        baked weights: one scale per token as in training, or for GGUF one per block as in llama.cpp. A plain model, or
+        a GGUF file without ternary weights, stays as it is.
         """
         model = self._load_packed() if self.kind == "packed" else self._load_float()
         ternary = self._ternary_linears(model)
@@ -231,6 +306,8 @@ class Checkpoint:
         if self.kind == "plain":
             return {}
         linears = self._linears(model)
+        if self.kind == "packed":
+            return dict.fromkeys(name for name in linears if self.is_packed(f"{name}.weight"))
         if self.kind != "gguf":
             return dict.fromkeys(linears)
         blocks = gguf_source.activation_blocks(self.path)
@@ -249,9 +326,7 @@ class Checkpoint:
         return model
 
     def _load_packed(self) -> PreTrainedModel:
-        state = {name: self.read(name) for name in self.tensor_names() if not name.endswith("weight_scale")}
-        for name in [name for name in state if state[name].dtype == torch.uint8]:
-            state[name] = unpack_bitnet(state[name], self.read(f"{name}_scale"), self.config).dequantize()
+        state = {name: self.read_weight(name) for name in self.weights()}
         return _load_directory(self, state)
 
 
@@ -324,16 +399,23 @@ def _bad_config_named(name: str) -> Iterator[None]:
         ) from error
 
 
-def _kind(name: str, config: dict[str, Any], lineage: Lineage | None) -> Kind:
+def _kind(name: str, config: dict[str, Any], lineage: Lineage | None, baked: Baked | None) -> Kind:
     quantization = config.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
         raise BitconvertError(f"{name}: quantization_config is not an object", "download config.json again")
+    if quantization is None and baked:
+        return "baked"
     if quantization is None:
         return "latent" if lineage else "plain"
     if quantization.get("quant_method") != "bitnet":
         raise BitconvertError(
             f"{name}: already quantized ({quantization.get('quant_method')})",
             "give the original, unquantized model",
+        )
+    if quantization.get("use_rms_norm"):
+        raise BitconvertError(
+            f"{name}: use_rms_norm puts a norm before every linear layer, which no supported architecture has",
+            "give a model whose quantization_config does not say use_rms_norm",
         )
     online = quantization.get("linear_class") == "autobitlinear" and quantization.get("quantization_mode") == "online"
     return "latent" if online else "packed"
@@ -444,5 +526,5 @@ def _check_finite(name: str, tensor_name: str, tensor: Tensor) -> None:
 def _no_latent_weights(what: str) -> BitconvertError:
     return BitconvertError(
         f"{what}: there are no latent weights left to train",
-        "warmup needs the original model",
+        "warmup needs the original model; to train this one on, make a directory of it first: bitconvert unpack",
     )

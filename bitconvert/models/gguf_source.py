@@ -8,6 +8,7 @@ alphabet; and what it loads cannot be saved.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from pydantic import ValidationError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
@@ -76,6 +78,11 @@ def gguf_lineage(path: Path) -> Lineage | None:
         ) from error
 
 
+def gguf_title(path: Path) -> str:
+    """``general.name``, or nothing."""
+    return str(open_gguf(path).get("general.name", ""))
+
+
 def gguf_license(path: Path) -> str:
     """``general.license``, or nothing."""
     return str(open_gguf(path).get("general.license", ""))
@@ -84,9 +91,8 @@ def gguf_license(path: Path) -> str:
 @damage_named
 def tensor_types(path: Path) -> dict[str, str]:
     """How each tensor is stored (F16, Q4_1, TQ2_0 …), by its Hugging Face name, without reading any."""
-    with torch.device("meta"):
-        skeleton = _model(path)
-    return {name: tensor.tensor_type.name for name, tensor in _by_hf_name(open_gguf(path), skeleton).items()}
+    weights = open_weights(path)
+    return {name: weights.stored_as(name) for name in weights.stored}
 
 
 def activation_blocks(path: Path) -> dict[str, int | None]:
@@ -110,14 +116,53 @@ def load_gguf_model(path: Path) -> PreTrainedModel:
     Raises:
         BitconvertError: the file is damaged, or its tensors are not those of its architecture.
     """
-    file = open_gguf(path)
-    stored = _fitting(file)  # held against each other before there is a model of whatever size the metadata say
+    weights = open_weights(path)  # held against the configuration before there is a model of whatever size that says
     model = _model(path)
-    parameters = {name: parameter.data for name, parameter in model.named_parameters()}
-    for name, tensor in stored.items():
-        weight = torch.from_numpy(tensor.values())
-        parameters[name].copy_(from_gguf_rows(weight, name, model.config, gguf_family(file)))
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights.read(name))
     return model
+
+
+@dataclass(frozen=True)
+class GgufWeights:
+    """The weights of a file under their Hugging Face names, each decoded when it is asked for.
+
+    Attributes:
+        file: opened.
+        config: with every default filled in.
+        stored: the tensors, in the file's order.
+    """
+
+    file: GgufFile
+    config: Any
+    stored: dict[str, GgufTensor]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, (out, in), without reading any."""
+        return {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in self.stored.items()}
+
+    def stored_as(self, name: str) -> str:
+        """The type of a tensor: F16, Q4_1, TQ2_0 …"""
+        return str(self.stored[name].tensor_type.name)
+
+    def read(self, name: str) -> Tensor:
+        """One weight in float32 and Hugging Face's form."""
+        weight = torch.from_numpy(self.stored[name].values())
+        return from_gguf_rows(weight, name, self.config, gguf_family(self.file))
+
+
+def open_weights(path: Path) -> GgufWeights:
+    """Open the weights of a file; nothing is decoded yet.
+
+    Raises:
+        BitconvertError: the file is damaged, or its tensors are not those of its architecture.
+    """
+    file = open_gguf(path)
+    with torch.device("meta"):
+        skeleton = _model(path)
+    stored = _by_hf_name(file, skeleton)
+    _require_fitting(path, stored, skeleton)
+    return GgufWeights(file, skeleton.config, stored)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
@@ -162,18 +207,14 @@ def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, GgufTensor]
     return {names[name]: tensor for name, tensor in file.tensors.items() if name in names}
 
 
-def _fitting(file: GgufFile) -> dict[str, GgufTensor]:
-    """Every weight of the model under its Hugging Face name, each of the shape that the configuration promises."""
-    with torch.device("meta"):
-        skeleton = _model(file.path)
-    stored = _by_hf_name(file, skeleton)
-    for name, parameter in skeleton.named_parameters():
+def _require_fitting(path: Path, stored: dict[str, GgufTensor], model: PreTrainedModel) -> None:
+    """Every parameter of the model must be there, in the shape that the configuration promises."""
+    for name, parameter in model.named_parameters():
         if name not in stored:
-            raise BitconvertError(f"{file.path}: tensor {name} is missing", "convert the model to GGUF again")
+            raise BitconvertError(f"{path}: tensor {name} is missing", "convert the model to GGUF again")
         shape = tuple(reversed(stored[name].shape))
         if shape != parameter.shape:
             raise BitconvertError(
-                f"{file.path}: tensor {stored[name].name} has shape {shape}, expected {tuple(parameter.shape)}",
+                f"{path}: tensor {stored[name].name} has shape {shape}, expected {tuple(parameter.shape)}",
                 "convert the model to GGUF again",
             )
-    return stored

@@ -80,13 +80,19 @@ def recover_llama3(factors: NDArray[np.float32], theta: float, head_dim: int) ->
     The published parameters come first. Others are only determined up to a common scale (doubling the original
     context and both frequency factors changes nothing), so ``low_freq_factor`` is taken as 1.
     """
-    for guess in (_PUBLISHED_LLAMA3, _fit_llama3(factors, theta, head_dim)):
+    fitted = _fit_llama3(factors, theta, head_dim)
+    for guess in (_PUBLISHED_LLAMA3, _as_written(fitted), fitted):
         if guess is None:
             continue
-        rope = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **guess}
+        rope = {"rope_type": "llama3", "rope_theta": theta, "factor": float(str(factors.max())), **guess}
         if np.allclose(llama3_factors(rope, head_dim), factors, rtol=_RECOVERY_TOLERANCE, atol=0):
             return rope
     return None
+
+
+def _as_written(fitted: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The numbers as a person would write them, so that they give the very same factors again."""
+    return fitted and {**fitted, "high_freq_factor": round(fitted["high_freq_factor"], 3)}
 
 
 def _rotations_per_position(theta: float, head_dim: int) -> NDArray[np.float64]:

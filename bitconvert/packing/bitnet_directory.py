@@ -14,11 +14,8 @@ bfloat16 passes ``dtype=torch.bfloat16`` when loading.
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,8 +23,7 @@ from safetensors import safe_open
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.models.lineage import LINEAGE_FILE
-from bitconvert.models.rope import in_older_words
+from bitconvert.packing.directory import copy_companions, write_config
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
@@ -45,20 +41,6 @@ _OFFLINE_BITLINEAR = {
     "quantization_mode": "offline",
     "modules_to_not_convert": ["lm_head"],
 }
-
-_COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-    LINEAGE_FILE,
-    "LICENSE*",
-    "NOTICE*",
-)
-"""What is copied as it is, by pattern: the vocabulary, the chat template, generation defaults, history, licence."""
 
 
 class BitnetDirectory(Container[HfBitnet]):
@@ -85,8 +67,8 @@ class BitnetDirectory(Container[HfBitnet]):
             weights = directory / _WEIGHTS
             expected = _write_weights(job.checkpoint, job.tensors, weights, ReadBack(target), job.reporter)
             _read_back(weights, job.tensors, expected)
-            _write_config(job.checkpoint, directory)
-            _copy_companions(job.checkpoint.path, directory)
+            write_config(job.checkpoint, directory, {"quantization_config": _OFFLINE_BITLINEAR})
+            copy_companions(job.checkpoint.path, directory)
             nbytes = weights.stat().st_size
         packed = [_packed(tensor) for tensor in job.tensors]
         return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
@@ -150,25 +132,3 @@ def _packed(tensor: SourceTensor) -> PackedTensor:
 
 def _scale_name(name: str) -> str:
     return f"{name}_scale"
-
-
-def _write_config(checkpoint: Checkpoint, directory: Path) -> None:
-    """The model's config with the quantization declared, and its rope written for every reader.
-
-    transformers 5 reads ``rope_parameters``; mlx-lm and transformers 4 read ``rope_theta`` and ``rope_scaling``.
-    """
-    packed: dict[str, Any] = {
-        **{key: value for key, value in checkpoint.config.items() if key not in ("torch_dtype", "rope_scaling")},
-        "dtype": str(_DTYPE).removeprefix("torch."),
-        "quantization_config": _OFFLINE_BITLINEAR,
-        "rope_parameters": checkpoint.complete.rope_parameters,
-        **in_older_words(checkpoint.complete),
-    }
-    (directory / "config.json").write_text(json.dumps(packed, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_companions(source: Path, directory: Path) -> None:
-    for pattern in _COMPANIONS:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, directory / file.name)

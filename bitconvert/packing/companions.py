@@ -98,12 +98,15 @@ def _header(job: PackJob) -> str:
 
 
 def _source(job: PackJob) -> str:
-    return job.checkpoint.lineage.source if job.checkpoint.lineage else job.checkpoint.name
+    checkpoint = job.checkpoint
+    if checkpoint.lineage:
+        return checkpoint.lineage.source
+    return checkpoint.baked.source if checkpoint.baked else checkpoint.name
 
 
 def _origin(job: PackJob) -> str:
     made = f"Made from {_source(job)} by bitconvert {library_versions()['bitconvert']}"
-    if job.checkpoint.lineage is None:
+    if job.checkpoint.lineage is None and job.checkpoint.baked is None:
         return (
             f"{made} by rounding alone, without any training: a baseline to compare with. Such a model has forgotten "
             "what the original knew."

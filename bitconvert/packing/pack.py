@@ -36,7 +36,7 @@ def pack(
     Everything that can be refused is refused before the first byte is written. Memory holds one tensor at a time.
 
     Args:
-        checkpoint: the latent checkpoint that warmup wrote; a plain model only with ``round_plain``.
+        checkpoint: the latent checkpoint that warmup wrote, or what unpack made; a plain model with ``round_plain``.
         options: the formats (keys of ``FORMATS``, or "all" for those that can hold this model) and their variants.
         output: directory; gets ``<model>-TQ2_0.gguf`` and the like, ``<model>-bitnet/`` for safetensors, a model card,
             and a Modelfile where Ollama reads one of the files.
@@ -101,18 +101,20 @@ def _require_ternary(checkpoint: Checkpoint, round_plain: bool) -> list[str]:
     """Refuse weights that are not, or no longer, latents of ternary ones; what must be said about the others."""
     if checkpoint.kind == "packed" or (checkpoint.kind == "gguf" and checkpoint.lineage is not None):
         raise BitconvertError(
-            f"{checkpoint.name}: already packed", "pack the latent checkpoint that warmup wrote, in all formats at once"
+            f"{checkpoint.name}: already packed",
+            "pack the latent checkpoint that warmup wrote, or what `bitconvert unpack` makes of this file",
         )
     if checkpoint.kind == "gguf":
         raise BitconvertError(
-            f"{checkpoint.name}: GGUF files are not packed", "run `bitconvert warmup` on it, then pack what that makes"
+            f"{checkpoint.name}: GGUF files are not packed",
+            "run `bitconvert warmup` on it, or `bitconvert unpack` if it is ternary, then pack what that makes",
         )
     if checkpoint.lineage is not None and checkpoint.lineage.lam < 1:
         raise BitconvertError(
             f"{checkpoint.name}: not ternary yet, its training stopped at λ = {checkpoint.lineage.lam:.3g}",
             "warm the original up until λ is 1, then pack",
         )
-    if checkpoint.kind == "latent":
+    if checkpoint.kind in ("latent", "baked"):
         return []
     if not round_plain:
         raise BitconvertError(

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
+
+from bitconvert.errors import BitconvertError
+from bitconvert.models.baked import BAKED_FILE
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import with_stored_scale
 from bitconvert.report import PackedFile, PackedTensor, Reporter
@@ -50,6 +54,15 @@ def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in shapes.items()]
 
 
+def meant_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
+    """The tensors of a model under the shapes that they mean, whatever they are stored as.
+
+    Raises:
+        BitconvertError: they are not those that the config describes.
+    """
+    return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in checkpoint.weights().items()]
+
+
 def promised_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     """The tensors that a model's config promises, whatever kind of file holds them."""
     promised = checkpoint.skeleton().named_parameters()
@@ -60,9 +73,17 @@ def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
     """Codes and scales of one linear, rounded as training rounds them, with the scale as files store it.
 
     Raises:
-        BitconvertError: its scale cannot be stored, or its weights are damaged.
+        BitconvertError: its scale cannot be stored, its weights are damaged, or baked weights are no longer ternary.
     """
-    return with_stored_scale(ternarize(checkpoint.read(name), checkpoint.scaling), name)
+    weight = checkpoint.read(name)
+    ternary = ternarize(weight, checkpoint.scaling)
+    if checkpoint.kind == "baked" and not torch.equal(ternary.dequantize(), weight):
+        raise BitconvertError(
+            f"{checkpoint.name}: tensor {name} is not ternary with one scale per {checkpoint.scaling.granularity}, "
+            f"as {BAKED_FILE} says",
+            f"weights that were trained on are latents: remove {BAKED_FILE}, and pack what warmup makes of them",
+        )
+    return with_stored_scale(ternary, name)
 
 
 def with_progress(tensors: Sequence[ShapedT], reporter: Reporter) -> Iterator[ShapedT]:

@@ -103,12 +103,19 @@ def fake_int8(x: Tensor, lam: Tensor, block: int | None = None) -> Tensor:
     return blended
 
 
-def is_baked(weight: Tensor) -> bool:
-    """Whether a weight already is ternary: every row holds no other magnitude than 0 and one more.
+def is_baked(weight: Tensor, granularity: str = "row") -> bool:
+    """Whether a weight already is ternary: what shares a scale holds no other magnitude than 0 and one more.
 
     A checkpoint whose matrices look like this has lost its latent weights and cannot be warmed up.
+
+    Args:
+        weight: shape (out, in), any float dtype.
+        granularity: what shares a scale, as ``Scaling`` names it.
     """
-    magnitude = weight.detach().abs()
+    scaling = Scaling(granularity=granularity)
+    if weight.shape[-1] % (scaling.group_size or 1):
+        return False
+    magnitude = _grouped(weight.detach().abs(), scaling)
     largest = magnitude.amax(dim=-1, keepdim=True)
     return bool(((magnitude == 0) | (magnitude == largest)).all())
 

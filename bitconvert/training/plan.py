@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe
@@ -42,15 +44,48 @@ def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Refuse a model that a recipe cannot train, as far as its config tells.
 
     Raises:
-        BitconvertError: it has been warmed up already: its latents are no teacher, and at λ = 0 no model.
+        BitconvertError: it is ternary already, and the recipe would not train it on as that.
         UsageError: its context is shorter than the recipe's windows.
     """
-    if checkpoint.kind == "latent":
-        source = f", {checkpoint.lineage.source}," if checkpoint.lineage else ""
-        raise BitconvertError(
-            f"{checkpoint.name}: was warmed up already", f"give the original{source} and more training.tokens"
-        )
+    if is_trained_on(checkpoint):
+        _require_trained_on(checkpoint, recipe)
     checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
+
+
+def is_trained_on(checkpoint: Checkpoint) -> bool:
+    """Whether a model is ternary already, so that training goes on with it instead of making it ternary."""
+    return checkpoint.kind in ("latent", "baked")
+
+
+def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """A ternary model is no teacher, computes nothing at λ < 1, and has scales that must not change at once.
+
+    Baked weights need the estimator mse: it finds their scale again when they have moved a little, while absmean
+    shrinks it to their density, and all that was learned is gone after one step.
+    """
+    scaling = checkpoint.scaling
+    wanted: dict[str, object] = {
+        "control": False,
+        "lam.curve": "instant",
+        "distill.kl": 0.0,
+        "scaling.granularity": scaling.granularity,
+        "scaling.estimator": "mse" if checkpoint.kind == "baked" else scaling.estimator,
+    }
+    differing = [f"--set {key}={value}" for key, value in wanted.items() if _option(recipe, key) != value]
+    if not differing and recipe.data.sources:
+        return
+    source = f", {checkpoint.lineage.source}," if checkpoint.lineage else ""
+    state = "is ternary already (baked)" if checkpoint.kind == "baked" else "was warmed up already"
+    raise BitconvertError(
+        f"{checkpoint.name}: {state}",
+        f"give the original{source} and more training.tokens; or train it on as it is, on text alone: "
+        + " ".join([*differing, *([] if recipe.data.sources else ["--data TEXT"])]),
+    )
+
+
+def _option(recipe: Recipe, key: str) -> object:
+    """A recipe's option by its dotted name."""
+    return reduce(getattr, key.split("."), recipe)
 
 
 def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:

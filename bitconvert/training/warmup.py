@@ -38,7 +38,7 @@ from bitconvert.training.data import (
     split_held_out,
     tokenize,
 )
-from bitconvert.training.plan import require_trainable
+from bitconvert.training.plan import is_trained_on, require_trainable
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.trainer import METRICS, TRACKED, WarmupTrainer, last_checkpoint
 
@@ -57,7 +57,8 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     While it runs, everything lies in ``OUTPUT.partial``; ``output`` appears by rename when the model is done.
 
     Args:
-        model: hub id, Hugging Face directory or GGUF file of the original.
+        model: hub id, Hugging Face directory or GGUF file of the original; a latent or baked checkpoint only with a
+            recipe that trains it on as the ternary model that it is.
         output: directory of the latent checkpoint; must not exist.
         recipe: resolved options. With ``resume`` they must be those of the run that is continued.
         resume: go on from the newest checkpoint in ``OUTPUT.partial``.
@@ -90,7 +91,7 @@ def _run(
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
-    _train(trainer, tokens, run_directory, output, reporter)
+    _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
     report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
@@ -234,12 +235,21 @@ def _split(
     return first_windows(tokens, len(tokens), context), first_windows(held_out, recipe.data.held_out_tokens, context)
 
 
-def _train(trainer: WarmupTrainer, tokens: Tokens, run_directory: Path, output: Path, reporter: Reporter) -> None:
+def _train(
+    trainer: WarmupTrainer,
+    tokens: Tokens,
+    run_directory: Path,
+    output: Path,
+    reporter: Reporter,
+    *,
+    trained_on: bool,
+) -> None:
     checkpoint = last_checkpoint(run_directory)
     trainer.forget_metrics_after(_step_of(checkpoint))
     if checkpoint is None:
         reporter.stage("measuring the original model on held-out text")
-        trainer.record({"original_ppl": trainer.latent_ppl(), "held_out_ppl": trainer.ternary_ppl()})
+        ternary = trainer.ternary_ppl()
+        trainer.record({"original_ppl": ternary if trained_on else trainer.latent_ppl(), "held_out_ppl": ternary})
     elif not _measured_at_start(run_directory):
         raise BitconvertError(
             f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"

@@ -87,6 +87,24 @@ def test_the_three_commands(bitconvert, ternary: Path, smollm: Path, story: Path
         assert written.out.startswith("The quick")
 
 
+def test_unpack_and_what_can_be_done_with_it(bitconvert, ternary: Path, story: Path, tmp_path: Path) -> None:
+    packed = bitconvert("pack", ternary, "--format", "tq2_0", "--output", tmp_path, "--json")
+    file = Path(json.loads(packed.out)["files"][0]["path"])
+    told = bitconvert("unpack", file)
+    assert told.code == 0, told.err
+    baked = tmp_path / f"{file.stem}-baked"
+    assert f"saved {baked}\nnext: bitconvert pack {baked} --format" in told.out
+    again = bitconvert("unpack", file, "--output", baked, "--json")
+    assert json.loads(again.out)["kind"] == "gguf"
+    evaluated = bitconvert("eval", baked, "--ppl", "--data", story, "--context", 64, "--json")
+    assert json.loads(evaluated.out)["kind"] == "baked"
+    inspected = json.loads(bitconvert("inspect", baked, "--json").out)
+    assert inspected["ternary_share"] > 0.5
+    assert {tensor["type"] for tensor in inspected["tensors"] if tensor["ternary"]} == {"F32, ternary values"}
+    repacked = bitconvert("pack", baked, "--format", "tq2_0", "--output", tmp_path / "again", "--json")
+    assert Path(json.loads(repacked.out)["files"][0]["path"]).read_bytes() == file.read_bytes()
+
+
 @pytest.mark.parametrize("command", ["inspect", "eval", "pack"])
 def test_tables_for_people(command: str, bitconvert, ternary: Path, story: Path, tmp_path: Path) -> None:
     arguments = {

@@ -104,7 +104,7 @@ class GgufContainer:
 
 def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
     writer.add_type("model")
-    writer.add_name(checkpoint.base_name)
+    writer.add_name(checkpoint.title)
     if checkpoint.license:
         writer.add_license(checkpoint.license)
     writer.add_file_type(file_type)
