@@ -16,15 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.runtimes import open_runtime
-from bitconvert.models.tokenizers import (
+from bitconvert.models.pre_tokenizers import (
     KNOWN_PRE_TOKENIZERS,
     PRE_TOKENIZERS,
-    backend_json,
-    load_tokenizer,
-    pre_of,
+    pre_tokenizer_of,
     restore_pre_tokenizer,
-    vocabulary_model,
 )
+from bitconvert.models.tokenizers import backend_json, load_tokenizer, vocabulary_model
 from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
 from tests.models import NASTY, byte_level_bpe, cutting_bpe, digits_and_bytes, llama3_pre_tokenizer, sentencepiece_bpe
 
@@ -143,7 +141,7 @@ def test_metaspace_differs_only_where_a_text_starts_with_a_space(tmp_path: Path)
     ],
 )
 def test_pre_is_read_from_the_structure(pre_tokenizer: Any, ignore_merges: bool, expected: str) -> None:
-    assert pre_of(backend_json(cutting_bpe(pre_tokenizer, ignore_merges=ignore_merges))) == expected
+    assert pre_tokenizer_of(backend_json(cutting_bpe(pre_tokenizer, ignore_merges=ignore_merges))) == expected
 
 
 def test_spellings_of_one_expression_give_the_same_ids() -> None:
@@ -158,10 +156,10 @@ def test_spellings_of_one_expression_give_the_same_ids() -> None:
 def test_ignore_merges_is_forgiven_where_it_changes_nothing() -> None:
     document = backend_json(byte_level_bpe())
     document["model"]["ignore_merges"] = True
-    assert pre_of(document) == "gpt-2"  # merges reach every word of a freshly trained vocabulary
+    assert pre_tokenizer_of(document) == "gpt-2"  # merges reach every word of a freshly trained vocabulary
     document["model"]["vocab"]["unreachable"] = 5000
     with pytest.raises(BitconvertError, match="ignore_merges"):
-        pre_of(document)
+        pre_tokenizer_of(document)
 
 
 @pytest.mark.parametrize(
@@ -178,17 +176,17 @@ def test_ignore_merges_is_forgiven_where_it_changes_nothing() -> None:
 )
 def test_unknown_structure_is_refused_by_name(pre_tokenizer: Any, named: str) -> None:
     with pytest.raises(BitconvertError, match=named) as caught:
-        pre_of(backend_json(byte_level_bpe(pre_tokenizer)))
+        pre_tokenizer_of(backend_json(byte_level_bpe(pre_tokenizer)))
     assert "llama-bpe" in caught.value.hint
 
 
 def test_normalizers_that_llama_cpp_lacks_are_refused() -> None:
     tokenizer = byte_level_bpe()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    assert pre_of(backend_json(tokenizer)) == "gpt-2"
+    assert pre_tokenizer_of(backend_json(tokenizer)) == "gpt-2"
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(BitconvertError, match="Lowercase"):
-        pre_of(backend_json(tokenizer))
+        pre_tokenizer_of(backend_json(tokenizer))
 
 
 def test_other_vocabularies_are_refused_by_name() -> None:
