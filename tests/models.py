@@ -189,6 +189,8 @@ def neox_bpe() -> PreTrainedTokenizerFast:
 
     def like_neox(document: dict[str, Any]) -> None:
         document["normalizer"] = {"type": "NFC"}
+        thought = document["added_tokens"][-1]
+        document["model"]["vocab"][thought["content"]] = thought["id"]  # or the next token would get its id
         _add_tokens(document, [" " * count for count in range(2, 25)], special=False, normalized=True)
 
     return _edited(cutting_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False)), like_neox)

@@ -33,6 +33,7 @@ from bitconvert.models.tokenizers import (
 )
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_TAB = "<0x09>"
 _NEVER_IN_TEXT = [chr(byte) for byte in (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)]
 """Byte-level spelling of bytes that no UTF-8 text contains."""
 
@@ -159,7 +160,13 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str | None]:
                 f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
                 "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
             )
-        tokens[index] = token
+        other = tokens[index]
+        if other is None or (other, token) == ("\t", _TAB):  # the first Gemma's tab goes by both names
+            tokens[index] = token
+        elif (token, other) != ("\t", _TAB):
+            raise BitconvertError(
+                f"tokenizer: {other!r} and {token!r} share the id {index}", "restore the tokenizer it was trained with"
+            )
     return tokens
 
 
@@ -301,10 +308,10 @@ def _told(names: list[str], what: str) -> str:
 
 
 def _byte_for_tab(tokens: list[str | None]) -> list[str | None]:
-    """The tab as a byte token, where the first Gemma's tokenizer.json has it in that token's place."""
-    if "<0x09>" in tokens:
+    """The tab as a byte token: the first Gemma's tokenizer.json has it in that token's place."""
+    if _TAB in tokens:
         return tokens
-    return ["<0x09>" if token == "\t" else token for token in tokens]
+    return [_TAB if token == "\t" else token for token in tokens]
 
 
 def _require_byte_tokens(tokens: list[str | None], document: Json) -> None:
