@@ -111,8 +111,20 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[st
         config: the model's config.json, for special tokens that the tokenizer does not name.
 
     Raises:
-        BitconvertError: llama.cpp cannot give the same token ids, with the part of the tokenizer that it lacks.
+        BitconvertError: llama.cpp cannot give the same token ids, with the part of the tokenizer that it lacks; or the
+            tokenizer's files are damaged.
     """
+    try:
+        return _vocabulary_of(tokenizer, rows, config)
+    except BitconvertError:
+        raise
+    except Exception as error:  # transformers and the Rust tokenizer library raise whatever a damaged file makes them
+        raise BitconvertError(
+            f"tokenizer: its files are damaged ({type(error).__name__}: {str(error)[:200]})", "download them again"
+        ) from error
+
+
+def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[str, Any]) -> Vocabulary:
     document = backend_json(tokenizer)
     model = vocabulary_model(document)
     tokens = _tokens(tokenizer, rows)
@@ -217,11 +229,8 @@ def _first(from_tokenizer: int | None, from_config: int | list[int] | None) -> i
 def _added_around(tokenizer: PreTrainedTokenizerFast, special_ids: dict[str, int]) -> tuple[bool, bool]:
     """Whether the post-processor really adds BOS and EOS; its flags and its behaviour often disagree."""
     backend = tokenizer.backend_tokenizer
-    try:
-        bare = backend.encode("a", add_special_tokens=False).ids
-        framed = backend.encode("a", add_special_tokens=True).ids
-    except Exception as error:  # the Rust tokenizer library raises bare Exception
-        raise BitconvertError(f"tokenizer: it cannot encode text ({error})", "download its files again") from error
+    bare = backend.encode("a", add_special_tokens=False).ids
+    framed = backend.encode("a", add_special_tokens=True).ids
     start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
     before, after = framed[:start], framed[start + len(bare) :]
     bos, eos = [special_ids.get("bos")], [special_ids.get("eos")]
