@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ NASTY = (
     "....!!!!????----====____~~~~",
     "word\u00ad soft hyphen, \U0001d54f\U0001d4b6 math letters, \U00020000 rare han, \ue000 private",
 )
+
+LONG_RUNS = (*(f"{run * 40}x" for run in (" ", "\n", "\t", "1", "!")), "x" + " \n" * 20)
+
+
+def texts_with(tokens: Iterable[str]) -> list[str]:
+    """Texts that hold special tokens in every position, with and without white space around them."""
+    patterns = ("{0}", "a{0}b", " {0} x", "x  {0}   y", "{0}{0}", "{0}\n{0}\n\n  tail", "{0}中文{0}\tdef f(x):")
+    return [pattern.format(token) for token in tokens for pattern in patterns]
+
 
 _SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind at all.",
@@ -136,6 +145,102 @@ def sentencepiece_bpe(form: str = "normalizer") -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])
     return _fast(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def gemma_bpe(*, own_tab: bool = False) -> PreTrainedTokenizerFast:
+    """Gemma's structure: no space in front, added tokens for runs of newlines and for HTML, "\\t" in a byte's place.
+
+    Args:
+        own_tab: Gemma 3's way: the tab is a token besides the byte.
+    """
+    added = ["\n", "\n\n", "\n\n\n", "\n\n\n\n", "<table>", "</table>", "<unused0>", SPACE * 8]
+
+    def like_gemma(document: dict[str, Any]) -> None:
+        document["pre_tokenizer"] = {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        }
+        vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
+        if own_tab:
+            vocabulary["\t"] = len(vocabulary)
+        else:
+            vocabulary["\t"] = vocabulary.pop("<0x09>")
+        _add_tokens(document, added, special=False)
+        merges.append([SPACE * 4, SPACE * 4])  # the eight spaces are a piece too
+
+    return _edited(sentencepiece_bpe("none"), like_gemma)
+
+
+def phi3_bpe() -> PreTrainedTokenizerFast:
+    """Phi-3's structure: Llama 2's, with added tokens most of which swallow the white space after them."""
+
+    def like_phi3(document: dict[str, Any]) -> None:
+        _add_tokens(document, ["<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>"], special=True)
+        for token in document["added_tokens"]:
+            token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+
+    return _edited(sentencepiece_bpe(), like_phi3)
+
+
+def neox_bpe() -> PreTrainedTokenizerFast:
+    """GPT-NeoX's structure (StableLM, OLMo): NFC, and added tokens for runs of spaces."""
+
+    def like_neox(document: dict[str, Any]) -> None:
+        document["normalizer"] = {"type": "NFC"}
+        thought = document["added_tokens"][-1]
+        document["model"]["vocab"][thought["content"]] = thought["id"]  # or the next token would get its id
+        _add_tokens(document, [" " * count for count in range(2, 25)], special=False, normalized=True)
+
+    return _edited(cutting_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False)), like_neox)
+
+
+def falcon3_bpe(tokens: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Falcon 3's structure: punctuation by itself, GPT-2's expression, every digit by itself.
+
+    Args:
+        tokens: to be in the vocabulary besides; one that joins digits shows where they are cut off.
+    """
+
+    def like_falcon(document: dict[str, Any]) -> None:
+        model = document["model"]
+        joined = {word for word in model["vocab"] if len(word) > 1 and any(map(str.isnumeric, word))}
+        model["merges"] = [pair for pair in model["merges"] if not joined & {*pair, "".join(pair)}]
+        kept = [word for word in model["vocab"] if word not in joined]
+        ids = {word: index for index, word in enumerate([*kept, *tokens])}
+        model["vocab"] = ids
+        for token in document["added_tokens"]:
+            token["id"] = ids.setdefault(token["content"], len(ids))
+        document["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Punctuation", "behavior": "Contiguous"},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                {"type": "Digits", "individual_digits": True},
+            ],
+        }
+
+    return _edited(cutting_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False)), like_falcon)
+
+
+def _edited(tokenizer: PreTrainedTokenizerFast, edit: Callable[[dict[str, Any]], None]) -> PreTrainedTokenizerFast:
+    """The tokenizer after a change to its tokenizer.json."""
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    edit(document)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(document))
+    return tokenizer
+
+
+def _add_tokens(document: dict[str, Any], tokens: list[str], *, special: bool, normalized: bool = False) -> None:
+    vocabulary = document["model"]["vocab"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": normalized, "special": special}
+    highest = max(*vocabulary.values(), *(token["id"] for token in document["added_tokens"]))
+    for token in tokens:
+        if token not in vocabulary:
+            highest = vocabulary[token] = highest + 1
+        document["added_tokens"].append({"id": vocabulary[token], "content": token, **flags})
+    document["added_tokens"].sort(key=lambda token: token["id"])
 
 
 def _sentencepiece_pieces() -> list[str]:

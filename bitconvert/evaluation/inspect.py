@@ -14,7 +14,8 @@ from bitconvert.models.gguf_parse import GgufTensor
 from bitconvert.models.gguf_source import LINEAGE_KEY
 from bitconvert.models.gguf_types import TERNARY
 from bitconvert.models.packed import scale_name, unpack_bitnet
-from bitconvert.models.tokenizers import backend_json, pre_of, vocabulary_model
+from bitconvert.models.pre_tokenizers import pre_tokenizer_of
+from bitconvert.models.tokenizers import backend_json, vocabulary_model
 from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
 from bitconvert.ternary.quantize import is_baked, ternarize
 
@@ -179,7 +180,7 @@ def _pre(checkpoint: Checkpoint) -> str:
     """The name llama.cpp has for the pre-tokenizer, or why it has none: to be known before packing."""
     try:
         document = backend_json(checkpoint.tokenizer())
-        return pre_of(document) if vocabulary_model(document) == "gpt2" else "default (SentencePiece)"
+        return pre_tokenizer_of(document).name if vocabulary_model(document) == "gpt2" else "default (SentencePiece)"
     except BitconvertError as error:
         return f"none: {error.message}"
 

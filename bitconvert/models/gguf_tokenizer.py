@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.gguf_file import GgufFile, damage_named, gguf_family, open_gguf
-from bitconvert.models.tokenizers import KNOWN_PRE_TOKENIZERS, SPACE, restore_pre_tokenizer
+from bitconvert.models.pre_tokenizers import KNOWN_PRE_TOKENIZERS, restore_pre_tokenizer
+from bitconvert.models.tokenizers import PHI3, PHI3_KEEPS_SPACES, SPACE, require_short_pieces
 
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 
@@ -20,30 +21,44 @@ _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer, giving the token ids that llama.cpp gives.
 
+    Where llama.cpp only approximates a pre-tokenizer (``PreTokenizer.caveat``), the original is restored.
+
     Raises:
-        BitconvertError: the vocabulary is of a kind or has a pre-tokenizer that is not supported.
+        BitconvertError: the vocabulary is damaged, or it is of a kind or has a pre-tokenizer that is not supported.
     """
     file = open_gguf(path)
-    tokens: list[str] = file.require("tokenizer.ggml.tokens")
+    context = file.require(f"{gguf_family(file).gguf_arch}.context_length")
     try:
-        backend = _backend(file, tokens)
+        tokenizer = _tokenizer(file)
     except BitconvertError as error:
         raise BitconvertError(f"{path}: {error.message.removeprefix(f'{path}: ')}", error.hint) from error
     except Exception as error:  # the Rust tokenizer library raises bare Exception
         reason = " ".join(str(error).split())
         raise BitconvertError(f"{path}: its vocabulary is damaged ({reason})", "download or pack it again") from error
+    tokenizer.model_max_length = context
+    return tokenizer
+
+
+def _tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
+    tokens = _strings(file, "tokenizer.ggml.tokens")
     special = {f"{role}_token": _special(file, tokens, key) for role, key in _ROLES.items()}
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
+        tokenizer_object=_backend(file, tokens), clean_up_tokenization_spaces=False, **special
     )
     tokenizer.chat_template = _chat_template(file)
-    tokenizer.model_max_length = file.require(f"{gguf_family(file).gguf_arch}.context_length")
     return tokenizer
+
+
+def _strings(file: GgufFile, key: str) -> list[str]:
+    values = file.require(key)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BitconvertError(f"key {key} is no list of texts", "download or pack it again")
+    return values
 
 
 def _special(file: GgufFile, tokens: list[str], key: str) -> str | None:
     index = file.get(f"tokenizer.ggml.{key}")
-    return tokens[index] if index is not None and index < len(tokens) else None
+    return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
 
 
 def _backend(file: GgufFile, tokens: list[str]) -> Tokenizer:
@@ -51,7 +66,7 @@ def _backend(file: GgufFile, tokens: list[str]) -> Tokenizer:
     if model not in ("gpt2", "llama"):
         raise BitconvertError(f"vocabulary '{model}' is not supported", "supported: gpt2 (BPE), llama (SentencePiece)")
     backend = _byte_level(file, tokens) if model == "gpt2" else _sentencepiece(file, tokens)
-    _add_special_tokens(backend, file, tokens)
+    backend.add_tokens(_added_tokens(file, tokens))
     backend.post_processor = _post_processor(file, tokens)
     return backend
 
@@ -59,13 +74,16 @@ def _backend(file: GgufFile, tokens: list[str]) -> Tokenizer:
 def _chat_template(file: GgufFile) -> str | dict[str, str] | None:
     """The template, or all of them by name when there are several."""
     default = file.get("tokenizer.chat_template")
-    named = {name: file.require(f"tokenizer.chat_template.{name}") for name in file.get("tokenizer.chat_templates", [])}
+    names = _strings(file, "tokenizer.chat_templates") if "tokenizer.chat_templates" in file.fields else []
+    named = {name: file.require(f"tokenizer.chat_template.{name}") for name in names}
+    if not all(isinstance(text, str) for text in (default or "", *named.values())):
+        raise BitconvertError("its chat template is no text", "download or pack it again")
     return {"default": default, **named} if named else default
 
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    merges = [tuple(merge.split(" ", 1)) for merge in file.require("tokenizer.ggml.merges")]
-    backend = Tokenizer(models.BPE(_used(file, tokens), merges))
+    halves = [merge.partition(" ") for merge in _strings(file, "tokenizer.ggml.merges")]
+    backend = Tokenizer(models.BPE(_used(file, tokens), [(left, right) for left, _, right in halves]))
     backend.decoder = decoders.ByteLevel()
     return restore_pre_tokenizer(backend, file.get("tokenizer.ggml.pre", "(none named)"))
 
@@ -93,6 +111,7 @@ def _used(file: GgufFile, tokens: list[str]) -> dict[str, int]:
 
 def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """Every pair that spells a token, best score first: SentencePiece's rule as a merge list."""
+    require_short_pieces(vocabulary)
     pairs = [
         (-scores[index], token[:cut], token[cut:])
         for token, index in vocabulary.items()
@@ -102,13 +121,18 @@ def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tu
     return [(left, right) for _, left, right in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def _add_special_tokens(backend: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
+def _added_tokens(file: GgufFile, tokens: list[str]) -> list[AddedToken]:
     """Control and user-defined tokens match as one wherever they stand in a text."""
     types = file.get("tokenizer.ggml.token_type") or []
-    added = {TokenType.CONTROL: True, TokenType.USER_DEFINED: False, TokenType.UNKNOWN: True}
-    for token, kind in zip(tokens, types, strict=False):
-        if kind in added:
-            backend.add_tokens([AddedToken(token, special=added[TokenType(kind)], normalized=False)])
+    special = {TokenType.CONTROL: True, TokenType.USER_DEFINED: False, TokenType.UNKNOWN: True}
+    phi3 = PHI3.search(str(file.get("general.name", ""))) is not None
+    return [
+        AddedToken(
+            token, special=special[TokenType(kind)], normalized=False, rstrip=phi3 and token not in PHI3_KEEPS_SPACES
+        )
+        for token, kind in zip(tokens, types, strict=False)
+        if kind in special
+    ]
 
 
 def _post_processor(file: GgufFile, tokens: list[str]) -> Any:

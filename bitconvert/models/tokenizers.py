@@ -1,96 +1,38 @@
-"""Tokenizers: how tokenizer.json spells what llama.cpp calls a pre-tokenizer, in both directions.
+"""Tokenizers from disk, and what kind of vocabulary llama.cpp would call them.
 
-A GGUF file names its pre-tokenizer (``tokenizer.ggml.pre``) and llama.cpp compiles the regular expression in, whereas
-tokenizer.json spells it out. llama.cpp's converter recognizes tokenizers by a hash of what they produce, so it refuses
-every new one; here the structure decides, and each row is proved by comparing token ids with a real llama.cpp.
-
-Source: ``llm_tokenizer_bpe`` and the vocabulary loader in llama.cpp's ``src/llama-vocab.cpp``.
+Source: the vocabulary loader and ``llama_vocab::impl::tokenize`` in llama.cpp's ``src/llama-vocab.cpp``.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
-
-Json = dict[str, Any]
-Step = tuple[str, str | bool]
-"""One pre-tokenizer reduced to its kind and the one property that changes where it cuts."""
+from bitconvert.models.pre_tokenizers import Json, flat_steps, unsupported
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_PUNCTUATION_AND_SPACE = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _PUNCTUATION_AND_SPACE
-_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _PUNCTUATION_AND_SPACE
-_SEED = _CONTRACTIONS + (r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+")
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CHINESE_AND_KANA = "[一-龥぀-ゟ゠-ヿ]+"
+PHI3 = re.compile("phi-?3", re.IGNORECASE)
+"""What ``general.name`` holds when llama.cpp lets added tokens swallow the white space after them, as Phi-3's do.
 
-_BYTES: Step = ("ByteLevel", False)  # only maps bytes to letters
-_GPT2_BYTES: Step = ("ByteLevel", True)  # cuts by GPT-2's expression first
+It looks there because GGUF has no key for ``rstrip``.
+"""
 
+PHI3_KEEPS_SPACES = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+"""The tokens that it spares."""
 
-@dataclass(frozen=True)
-class PreTokenizer:
-    """One row of the table.
+_LONGEST_PIECE = 512
 
-    Attributes:
-        name: ``tokenizer.ggml.pre``.
-        steps: what tokenizer.json says, in order.
-        ignore_merges: whether llama.cpp takes a whole word that is in the vocabulary before it looks at merges.
-        adds_bos: whether llama.cpp puts BOS first when the file does not say.
-        aliases: further names that llama.cpp treats alike (as far as token ids go).
-    """
-
-    name: str
-    steps: tuple[Step, ...]
-    ignore_merges: bool = False
-    adds_bos: bool = False
-    aliases: tuple[str, ...] = ()
-
-
-PRE_TOKENIZERS = (  # llama.cpp's tekken, gpt-4o, falcon and deepseek-coder only approximate their originals: left out
-    PreTokenizer("gpt-2", (_GPT2_BYTES,), aliases=("phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat")),
-    PreTokenizer("gpt-2", (("Split", _GPT2), _BYTES)),
-    PreTokenizer(
-        "smollm",
-        (("Digits", True), _GPT2_BYTES),
-        aliases=("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    ),
-    PreTokenizer(
-        "llama-bpe",
-        (("Split", _LLAMA3), _BYTES),
-        ignore_merges=True,
-        adds_bos=True,
-        aliases=("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-    ),
-    PreTokenizer("dbrx", (("Split", _LLAMA3), _BYTES), aliases=("smaug-bpe",)),
-    PreTokenizer(
-        "qwen2",
-        (("Split", _QWEN2), _BYTES),
-        aliases=("stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2", "kormo"),
-    ),
-    PreTokenizer("seed-coder", (("Split", _SEED), _BYTES)),
-    PreTokenizer(
-        "deepseek-v3",
-        (("Split", r"\p{N}{1,3}"), ("Split", _CHINESE_AND_KANA), ("Split", _DEEPSEEK3), _BYTES),
-        aliases=("hunyuan-dense",),
-    ),
-)
-
-KNOWN_PRE_TOKENIZERS = {name: row for row in reversed(PRE_TOKENIZERS) for name in (row.name, *row.aliases)}
-"""Every name of the table and its (first) row."""
+_REPLACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREPENDS = {"type": "Prepend", "prepend": SPACE}
+_SPLITS_AT_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
@@ -141,77 +83,65 @@ def vocabulary_model(tokenizer_json: Json) -> Literal["gpt2", "llama"]:
     """
     model = tokenizer_json["model"]
     if model["type"] != "BPE":
-        raise _unsupported(f"a {model['type']} vocabulary", "byte-level BPE and SentencePiece BPE")
+        raise unsupported(f"a {model['type']} vocabulary", "byte-level BPE and SentencePiece BPE")
     for option in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise _unsupported(f"BPE with {option} {model[option]!r}", "BPE without it")
-    kinds = [step["type"] for step in _flat(tokenizer_json["pre_tokenizer"], "pretokenizers")]
+            raise unsupported(f"BPE with {option} {model[option]!r}", "BPE without it")
+    kinds = [step["type"] for step in flat_steps(tokenizer_json, "pre_tokenizer")]
     return "gpt2" if "ByteLevel" in kinds else "llama"
-
-
-def pre_of(tokenizer_json: Json) -> str:
-    """``tokenizer.ggml.pre`` of a byte-level BPE vocabulary, from the structure of its pre-tokenizer.
-
-    Raises:
-        BitconvertError: llama.cpp has no such pre-tokenizer, or none that was proved here.
-    """
-    _refuse_normalizer(tokenizer_json)
-    steps = tuple(_step(part) for part in _flat(tokenizer_json["pre_tokenizer"], "pretokenizers"))
-    rows = [row for row in PRE_TOKENIZERS if row.steps == steps]
-    ignore_merges = bool(tokenizer_json["model"].get("ignore_merges"))
-    for row in rows:
-        if row.ignore_merges == ignore_merges:
-            return row.name
-    if rows and _merges_reach_every_token(tokenizer_json):
-        return rows[0].name
-    names = ", ".join(dict.fromkeys(row.name for row in PRE_TOKENIZERS))
-    raise _unsupported(f"the pre-tokenizer {_shown(steps, ignore_merges)}", names)
-
-
-def restore_pre_tokenizer(tokenizer: Tokenizer, pre: str) -> Tokenizer:
-    """The same vocabulary, cut the way ``tokenizer.ggml.pre`` says.
-
-    Args:
-        tokenizer: byte-level BPE with any pre-tokenizer or none.
-        pre: a name of ``KNOWN_PRE_TOKENIZERS``.
-
-    Raises:
-        BitconvertError: the name is not in the table.
-    """
-    if pre not in KNOWN_PRE_TOKENIZERS:
-        raise _unsupported(f"the pre-tokenizer '{pre}'", ", ".join(sorted(KNOWN_PRE_TOKENIZERS)))
-    row = KNOWN_PRE_TOKENIZERS[pre]
-    document: Json = json.loads(tokenizer.to_str())
-    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [_spelled_out(step) for step in row.steps]}
-    document["model"]["ignore_merges"] = row.ignore_merges
-    return Tokenizer.from_str(json.dumps(document))
 
 
 def adds_space_prefix(tokenizer_json: Json) -> bool:
     """Whether a SentencePiece-style tokenizer puts a space before the text (``add_space_prefix``).
 
-    Two spellings exist: a normalizer that prepends and replaces, as converted from Llama 2's tokenizer.model, and
-    ``Metaspace``. They differ in text that starts with a space or follows a special token, where ``Metaspace`` may
-    leave the prefix out; llama.cpp, like SentencePiece itself, always adds it.
+    Two spellings exist: normalizers that prepend and replace, as converted from Llama 2's tokenizer.model (Gemma only
+    replaces, and then splits at the spaces that are left, which are none), and ``Metaspace``, for which see
+    ``space_caveat``.
 
     Raises:
         BitconvertError: the structure is neither.
     """
-    normalizers = _flat(tokenizer_json["normalizer"], "normalizers")
-    steps = _flat(tokenizer_json["pre_tokenizer"], "pretokenizers")
-    if not normalizers and [step["type"] for step in steps] == ["Metaspace"]:
-        metaspace = steps[0]
-        if metaspace.get("split", True) is False and metaspace["replacement"] == SPACE:
-            return bool(metaspace.get("prepend_scheme", "always") != "never")
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    prepends = {"type": "Prepend", "prepend": SPACE}
-    if not steps and normalizers in ([prepends, replaces], [replaces, prepends], [replaces]):
-        return prepends in normalizers
-    raise _unsupported(
-        f"the normalizer {json.dumps(tokenizer_json['normalizer'])} with the pre-tokenizer "
-        f"{json.dumps(tokenizer_json['pre_tokenizer'])}",
+    normalizers = flat_steps(tokenizer_json, "normalizer")
+    steps = flat_steps(tokenizer_json, "pre_tokenizer")
+    if not normalizers and _is_metaspace(steps):
+        return bool(steps[0].get("prepend_scheme", "always") != "never")
+    replaced = normalizers in ([_PREPENDS, _REPLACES], [_REPLACES, _PREPENDS], [_REPLACES])
+    if replaced and steps in ([], [_SPLITS_AT_SPACES]):
+        return _PREPENDS in normalizers
+    kinds = " + ".join(step["type"] for step in [*normalizers, *steps]) or "nothing"
+    raise unsupported(
+        f"{kinds} in the normalizer and pre-tokenizer of a SentencePiece vocabulary",
         "Prepend and Replace, or Metaspace without split",
     )
+
+
+def space_caveat(tokenizer_json: Json) -> str:
+    """Where ``Metaspace`` leaves the space out that llama.cpp, like SentencePiece itself, always adds; or nothing."""
+    steps = flat_steps(tokenizer_json, "pre_tokenizer")
+    scheme = steps[0].get("prepend_scheme", "always") if _is_metaspace(steps) else "never"
+    where = {
+        "never": "",
+        "always": "text that begins with a space, at the start or after a special token,",
+        "first": "text that begins with a space, and all text right after a special token,",
+    }[scheme]
+    return where and f"{where} gets one more space in llama.cpp than in transformers"
+
+
+def require_short_pieces(tokens: Iterable[str]) -> None:
+    """Refuse SentencePiece vocabularies with tokens so long that looking for their merges would take minutes."""
+    longest = max(map(len, tokens), default=0)
+    if longest > _LONGEST_PIECE:
+        raise BitconvertError(
+            f"tokenizer: it has a token of {longest} characters",
+            f"a SentencePiece vocabulary has none longer than {_LONGEST_PIECE}",
+        )
+
+
+def _is_metaspace(steps: list[Json]) -> bool:
+    """Whether the only step is a Metaspace that does not cut."""
+    if [step["type"] for step in steps] != ["Metaspace"]:
+        return False
+    return steps[0].get("split", True) is False and bool(steps[0]["replacement"] == SPACE)
 
 
 def _space_like_sentencepiece(tokenizer: Tokenizer) -> None:
@@ -220,71 +150,6 @@ def _space_like_sentencepiece(tokenizer: Tokenizer) -> None:
     if kind == "Metaspace" and tokenizer.pre_tokenizer.prepend_scheme != "never":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
         tokenizer.pre_tokenizer = None
-
-
-def _flat(part: Json | None, key: str) -> list[Json]:
-    """The members of a (nested) Sequence; a single member counts as a sequence of one."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [leaf for member in part[key] for leaf in _flat(member, key)]
-
-
-def _step(part: Json) -> Step:
-    """Reduce a pre-tokenizer to what decides where it cuts; what is not understood stays whole and matches no row."""
-    kind = part["type"]
-    if kind == "ByteLevel" and not part["add_prefix_space"]:
-        return kind, bool(part.get("use_regex", True))
-    if kind == "Digits":
-        return kind, bool(part["individual_digits"])
-    # "Removed" and inverted is the older spelling: what lies between the matches goes, and everything matches.
-    behaviour = (part.get("behavior"), part.get("invert"))
-    if kind == "Split" and "Regex" in part["pattern"] and behaviour in (("Isolated", False), ("Removed", True)):
-        return kind, _plain_spelling(part["pattern"]["Regex"])
-    return kind, json.dumps(part, ensure_ascii=False)
-
-
-def _plain_spelling(regex: str) -> str:
-    """One spelling for expressions that cut alike: raw line ends, grouped contractions, possessive quantifiers."""
-    regex = regex.replace("\r", r"\r").replace("\n", r"\n")
-    regex = regex.replace("'(?i:[sdmt]|ll|ve|re)", _CONTRACTIONS).replace(r"\p{N}{1}|", r"\p{N}|")
-    return regex.replace("]?+", "]?").replace("]++", "]+")
-
-
-def _spelled_out(step: Step) -> Json:
-    kind, value = step
-    if kind == "Split":
-        return {"type": kind, "pattern": {"Regex": value}, "behavior": "Isolated", "invert": False}
-    if kind == "Digits":
-        return {"type": kind, "individual_digits": value}
-    return {"type": kind, "add_prefix_space": False, "trim_offsets": True, "use_regex": value}
-
-
-def _shown(steps: tuple[Step, ...], ignore_merges: bool) -> str:
-    shown = " + ".join(f"{kind}({value})" for kind, value in steps) or "(none)"
-    return shown + (" with ignore_merges" if ignore_merges else "")
-
-
-def _refuse_normalizer(tokenizer_json: Json) -> None:
-    """NFC passes: llama.cpp skips it, which only shows on text that is not NFC (so in its own Qwen files too)."""
-    kinds = [part["type"] for part in _flat(tokenizer_json["normalizer"], "normalizers")]
-    if kinds not in ([], ["NFC"]):
-        raise _unsupported(f"the normalizer {' + '.join(kinds)} before byte-level BPE", "no normalizer, or NFC")
-
-
-def _merges_reach_every_token(tokenizer_json: Json) -> bool:
-    """Whether merging spells every token of the vocabulary, so that ignore_merges makes no difference."""
-    plain = Tokenizer.from_str(
-        json.dumps(tokenizer_json | {"model": tokenizer_json["model"] | {"ignore_merges": False}})
-    )
-    added = {token["content"] for token in tokenizer_json["added_tokens"]}
-    words = [word for word in tokenizer_json["model"]["vocab"] if word not in added]
-    return all(len(plain.model.tokenize(word)) == 1 for word in words)
-
-
-def _unsupported(what: str, known: str) -> BitconvertError:
-    return BitconvertError(f"tokenizer: llama.cpp cannot reproduce {what}", f"supported: {known}")
 
 
 def _first_line(error: Exception) -> str:

@@ -54,6 +54,8 @@ def pack(
     able = [form for form in asked if form.name not in refusals]
     if refusals and (EVERY_FORMAT not in options.formats or not able):
         raise next(iter(refusals.values()))
+    if any(form.container == "gguf" for form in able):
+        warnings += job.vocabulary.caveats
     for warning in warnings:
         reporter.warn(warning)
     files = [_write(job, form) for form in able]

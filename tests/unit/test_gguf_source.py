@@ -137,7 +137,7 @@ def test_files_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"tokenizer.ggml.pre": "tekken"}, "tekken"), ({"tokenizer.ggml.model": "bert"}, "bert")]
+    ("changes", "named"), [({"tokenizer.ggml.pre": "viking"}, "viking"), ({"tokenizer.ggml.model": "bert"}, "bert")]
 )
 def test_unsupported_tokenizers_are_refused(changes: dict[str, object], named: str, llama3_file: Path) -> None:
     with pytest.raises(BitconvertError, match=named) as caught:

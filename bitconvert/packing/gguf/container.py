@@ -49,7 +49,7 @@ class GgufContainer:
         self._path = path
         self._announced: list[tuple[str, int]] = []
         self._written = 0
-        _add_general(self._writer, checkpoint, file_type)
+        _add_general(self._writer, checkpoint, vocabulary.model_name(checkpoint.title), file_type)
         add_hparams(self._writer, config, len(vocabulary.tokens))
         vocabulary.add_to(self._writer)
         self._rope = rope_tensors(config)
@@ -102,9 +102,9 @@ class GgufContainer:
         self._writer.close()
 
 
-def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, file_type: int) -> None:
+def _add_general(writer: GGUFWriter, checkpoint: Checkpoint, name: str, file_type: int) -> None:
     writer.add_type("model")
-    writer.add_name(checkpoint.title)
+    writer.add_name(name)
     if checkpoint.license:
         writer.add_license(checkpoint.license)
     writer.add_file_type(file_type)

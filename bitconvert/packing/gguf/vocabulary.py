@@ -10,14 +10,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.tokenizers import Json, adds_space_prefix, backend_json, pre_of, vocabulary_model
+from bitconvert.models.pre_tokenizers import (
+    Json,
+    flat_steps,
+    merges_reach_every_token,
+    pre_tokenizer_of,
+    unsupported,
+)
+from bitconvert.models.tokenizers import (
+    PHI3,
+    PHI3_KEEPS_SPACES,
+    SPACE,
+    adds_space_prefix,
+    backend_json,
+    require_short_pieces,
+    space_caveat,
+    vocabulary_model,
+)
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-_NEVER_IN_TEXT = [chr(byte) for byte in (0xFF, 0xFE, 0xFD, 0xFC, 0xFB, 0xFA, 0xF9, 0xF8)]
+_TAB = "<0x09>"
+_NEVER_IN_TEXT = [chr(byte) for byte in (*range(0xFF, 0xF4, -1), 0xC1, 0xC0)]
 """Byte-level spelling of bytes that no UTF-8 text contains."""
+
+_NFC = (
+    "text that is not in Unicode's composed form NFC (an accent as a character of its own) gets other token ids in "
+    "llama.cpp than in transformers"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,8 @@ class Vocabulary:
         add_eos: whether it puts EOS after it.
         add_space_prefix: whether it puts a space before it.
         chat_template: Jinja source, by name; the usual one is called "default".
+        strips_as_phi3: whether its special tokens swallow the white space after them, as Phi-3's do.
+        caveats: a sentence for each kind of text whose token ids differ in llama.cpp; the user is to be told.
     """
 
     model: str
@@ -49,6 +74,14 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_template: dict[str, str]
+    strips_as_phi3: bool
+    caveats: tuple[str, ...]
+
+    def model_name(self, name: str) -> str:
+        """``general.name`` for a model of this name: llama.cpp reads from it how white space is to be treated."""
+        if self.strips_as_phi3:
+            return name if PHI3.search(name) else f"{name} (phi-3)"
+        return PHI3.sub("phi 3", name)
 
     def add_to(self, writer: GGUFWriter) -> None:
         """Write the ``tokenizer.*`` keys."""
@@ -78,29 +111,55 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[st
         config: the model's config.json, for special tokens that the tokenizer does not name.
 
     Raises:
-        BitconvertError: llama.cpp cannot give the same token ids, with the part of the tokenizer that it lacks.
+        BitconvertError: llama.cpp cannot give the same token ids, with the part of the tokenizer that it lacks; or the
+            tokenizer's files are damaged.
     """
+    try:
+        return _vocabulary_of(tokenizer, rows, config)
+    except BitconvertError:
+        raise
+    except Exception as error:  # transformers and the Rust tokenizer library raise whatever a damaged file makes them
+        raise BitconvertError(
+            f"tokenizer: its files are damaged ({type(error).__name__}: {str(error)[:200]})", "download them again"
+        ) from error
+
+
+def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[str, Any]) -> Vocabulary:
     document = backend_json(tokenizer)
     model = vocabulary_model(document)
     tokens = _tokens(tokenizer, rows)
+    added = _added_tokens(document)
     unknown = document["model"].get("unk_token")
     special_ids = _special_ids(tokenizer, tokens, unknown, config)
     add_bos, add_eos = _added_around(tokenizer, special_ids)
-    sentencepiece = model == "llama"
-    if sentencepiece:
-        _require_byte_tokens(tokens)
+    strips_as_phi3 = _strips_as_phi3(tokens, added)
+    caveats = [_strip_caveat(added, strips_as_phi3)]
+    if model == "llama":
+        tokens = _byte_for_tab(tokens)
+        _require_byte_tokens(tokens, document)
+        pre, merges, scores = "default", [], _scores(tokens, document)
+        types = _sentencepiece_types(tokens, added, unknown)
+        tokens = [_in_text(token, added) for token in tokens]
+        caveats += [space_caveat(document), _prefix_caveat(document, added)]
+    else:
+        row = pre_tokenizer_of(document)
+        pre, merges, scores = row.name, [_merge_line(pair) for pair in _merges(document)], []
+        types = _byte_level_types(tokens, added)
+        caveats += [row.caveat, _NFC if flat_steps(document, "normalizer") else "", _byte_caveat(document)]
     return Vocabulary(
         model=model,
-        pre="default" if sentencepiece else pre_of(document),
-        tokens=[token if token is not None else f"[PAD{index}]" for index, token in enumerate(tokens)],
-        types=_types(tokens, document, unknown, sentencepiece),
-        merges=[] if sentencepiece else [_merge_line(pair) for pair in _merges(document)],
-        scores=_scores(tokens, document) if sentencepiece else [],
+        pre=pre,
+        tokens=_with_padding(tokens),
+        types=types,
+        merges=merges,
+        scores=scores,
         special_ids=special_ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=sentencepiece and adds_space_prefix(document),
+        add_space_prefix=model == "llama" and adds_space_prefix(document),
         chat_template=_chat_templates(tokenizer),
+        strips_as_phi3=strips_as_phi3,
+        caveats=tuple(filter(None, caveats)),
     )
 
 
@@ -113,25 +172,37 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str | None]:
                 f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
                 "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
             )
-        tokens[index] = token
+        other = tokens[index]
+        if other is None or (other, token) == ("\t", _TAB):  # the first Gemma's tab goes by both names
+            tokens[index] = token
+        elif (token, other) != ("\t", _TAB):
+            raise BitconvertError(
+                f"tokenizer: {other!r} and {token!r} share the id {index}", "restore the tokenizer it was trained with"
+            )
     return tokens
 
 
-def _types(tokens: list[str | None], document: Json, unknown: str | None, sentencepiece: bool) -> list[TokenType]:
-    added = {token["content"]: bool(token["special"]) for token in document["added_tokens"]}
+def _with_padding(tokens: list[str | None]) -> list[str]:
+    """A name for every row; llama.cpp refuses a file in which two tokens share one."""
+    taken = set(tokens)
 
-    def type_of(token: str | None) -> TokenType:
-        if token is None:
-            return TokenType.UNUSED
-        if sentencepiece and token == unknown:
-            return TokenType.UNKNOWN
-        if token in added:
-            return TokenType.CONTROL if added[token] else TokenType.USER_DEFINED
-        if sentencepiece and _BYTE_TOKEN.fullmatch(token):
-            return TokenType.BYTE
-        return TokenType.NORMAL
+    def name(index: int) -> str:
+        padding = f"[PAD{index}]"
+        while padding in taken:
+            padding = f"[{padding}]"
+        return padding
 
-    return [type_of(token) for token in tokens]
+    return [name(index) if token is None else token for index, token in enumerate(tokens)]
+
+
+def _byte_level_types(tokens: list[str | None], added: dict[str, Json]) -> list[TokenType]:
+    return [TokenType.UNUSED if token is None else _added_type(token, added) or TokenType.NORMAL for token in tokens]
+
+
+def _added_type(token: str, added: dict[str, Json]) -> TokenType | None:
+    if token not in added:
+        return None
+    return TokenType.CONTROL if added[token]["special"] else TokenType.USER_DEFINED
 
 
 def _special_ids(
@@ -146,7 +217,7 @@ def _special_ids(
     }
     if ids["eos"] is None:
         ids["eos"] = next((tokens.index(token) for token in _NEVER_IN_TEXT if token in tokens), None)
-    return {role: index for role, index in ids.items() if index is not None and 0 <= index < len(tokens)}
+    return {role: index for role, index in ids.items() if isinstance(index, int) and 0 <= index < len(tokens)}
 
 
 def _first(from_tokenizer: int | None, from_config: int | list[int] | None) -> int | None:
@@ -190,40 +261,139 @@ def _merge_line(pair: tuple[str, str]) -> str:
     return " ".join(pair)
 
 
+def _byte_caveat(document: Json) -> str:
+    """What happens to bytes without a token: transformers leaves them out and then merges across the gap."""
+    missing = sorted(set(ByteLevel.alphabet()) - set(document["model"]["vocab"]) - set(_NEVER_IN_TEXT))
+    if not missing:
+        return ""
+    return (
+        f"{len(missing)} of 256 bytes have no token (control characters, as a rule), and text with such a byte may get "
+        "other token ids in llama.cpp than in transformers"
+    )
+
+
+# ---- added tokens --------------------------------------------------------------------------------------------------
+
+
+def _added_tokens(document: Json) -> dict[str, Json]:
+    """By content."""
+    return {token["content"]: token for token in document["added_tokens"]}
+
+
+def _strips_as_phi3(tokens: list[str | None], added: dict[str, Json]) -> bool:
+    """Whether to ask llama.cpp for Phi-3's treatment; it aborts on a vocabulary without the tokens it expects."""
+    return any(token["rstrip"] for token in added.values()) and {*PHI3_KEEPS_SPACES, "</s>"} <= set(tokens)
+
+
+def _strip_caveat(added: dict[str, Json], as_phi3: bool) -> str:
+    """Which added tokens take in white space, or whole words only, where llama.cpp does otherwise."""
+
+    def differs(token: Json) -> bool:
+        strips = as_phi3 and token["content"] not in PHI3_KEEPS_SPACES
+        return bool(token["lstrip"] or token["single_word"] or token["rstrip"] != strips)
+
+    return _told(
+        [token["content"] for token in added.values() if differs(token)], "white space beside {} is treated otherwise"
+    )
+
+
+def _prefix_caveat(document: Json, added: dict[str, Json]) -> str:
+    """Which added tokens are compared with normalized text, and so with a space in front."""
+    if not adds_space_prefix(document) or not flat_steps(document, "normalizer"):
+        return ""
+    return _told([token["content"] for token in added.values() if token["normalized"]], "{} is found in more places")
+
+
+def _told(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return what.format(f"the added token {shown}" if len(names) == 1 else f"each of the added tokens {shown}") + (
+        " in llama.cpp than in transformers"
+    )
+
+
 # ---- SentencePiece ------------------------------------------------------------------------------------------------
 
 
-def _require_byte_tokens(tokens: list[str | None]) -> None:
+def _byte_for_tab(tokens: list[str | None]) -> list[str | None]:
+    """The tab as a byte token: the first Gemma's tokenizer.json has it in that token's place."""
+    if _TAB in tokens:
+        return tokens
+    return [_TAB if token == "\t" else token for token in tokens]
+
+
+def _require_byte_tokens(tokens: list[str | None], document: Json) -> None:
     missing = {f"<0x{byte:02X}>" for byte in range(256)} - set(tokens)
-    if missing:
+    if missing or not document["model"]["byte_fallback"]:
+        what = f"no byte token {min(missing)} ({len(missing)} of 256 missing)" if missing else "no byte fallback"
         raise BitconvertError(
-            f"tokenizer: no byte token {min(missing)} ({len(missing)} of 256 missing)",
-            "llama.cpp aborts on characters outside such a vocabulary; use one with byte fallback, or byte-level BPE",
+            f"tokenizer: {what}",
+            "llama.cpp spells what is not in the vocabulary in bytes; use one with byte fallback, or byte-level BPE",
         )
+
+
+def _sentencepiece_types(tokens: list[str | None], added: dict[str, Json], unknown: str | None) -> list[TokenType]:
+    def type_of(token: str | None) -> TokenType:
+        if token is None:
+            return TokenType.UNUSED
+        if token == unknown:
+            return TokenType.UNKNOWN
+        if _BYTE_TOKEN.fullmatch(token):
+            return TokenType.BYTE
+        if _is_merged(token, added):
+            return TokenType.NORMAL
+        return _added_type(token, added) or TokenType.NORMAL
+
+    return [type_of(token) for token in tokens]
+
+
+def _is_merged(token: str, added: dict[str, Json]) -> bool:
+    """Whether merges make it: an added token spelled with SentencePiece's space is not to be found in raw text."""
+    return token not in added or (SPACE in token and not added[token]["special"] and not added[token]["normalized"])
+
+
+def _in_text(token: str | None, added: dict[str, Json]) -> str | None:
+    """A token as llama.cpp looks for it: added ones in raw text, where spaces are still spaces."""
+    normalized = token is not None and token in added and added[token]["normalized"]
+    return token.replace(SPACE, " ") if token is not None and normalized else token
 
 
 def _scores(tokens: list[str | None], document: Json) -> list[float]:
     """Scores under which llama.cpp merges in the order of the merge list.
 
     SentencePiece joins the neighbours whose joined token scores best, whichever two they are; a merge list may allow
-    only some pairs. Lists converted from a SentencePiece model allow all, and their order is the score's.
+    only some pairs, or rank those of one token apart. Lists converted from a SentencePiece model do neither.
     """
-    ranks: dict[str, int] = {}
     pairs = _merges(document)
+    ranks: dict[str, int] = {}
+    previous = ""
     for rank, (left, right) in enumerate(pairs):
+        if left + right != previous and left + right in ranks:
+            raise _not_sentencepiece((left, right), "is ranked apart from the other merges of its token")
         ranks.setdefault(left + right, rank)
-    _require_all_pairs(set(pairs), ranks, document)
+        previous = left + right
+    _require_all_pairs(set(pairs), document)
     lowest = len(pairs)  # single characters come from no merge
     return [float(-ranks.get(token, lowest)) if token is not None else float(-lowest) for token in tokens]
 
 
-def _require_all_pairs(pairs: set[tuple[str, str]], merged: dict[str, int], document: Json) -> None:
-    vocabulary = document["model"]["vocab"]
-    for token in merged:
+def _require_all_pairs(pairs: set[tuple[str, str]], document: Json) -> None:
+    vocabulary, added = document["model"]["vocab"], _added_tokens(document)
+    if document["model"].get("ignore_merges") and not merges_reach_every_token(document):
+        raise unsupported("a SentencePiece vocabulary with ignore_merges", "one without")
+    require_short_pieces(vocabulary)
+    for token in vocabulary:
+        if not _is_merged(token, added):
+            continue
         for cut in range(1, len(token)):
             pair = token[:cut], token[cut:]
             if pair[0] in vocabulary and pair[1] in vocabulary and pair not in pairs:
-                raise BitconvertError(
-                    f"tokenizer: the pair {pair!r} spells a token, but is no merge",
-                    "llama.cpp merges by score and would join it; only SentencePiece's own vocabularies can be stored",
-                )
+                raise _not_sentencepiece(pair, "spells a token, but is no merge")
+
+
+def _not_sentencepiece(pair: tuple[str, str], why: str) -> BitconvertError:
+    return BitconvertError(
+        f"tokenizer: the pair {pair!r} {why}",
+        "llama.cpp merges by score, as SentencePiece does; only SentencePiece's own vocabularies can be stored",
+    )
