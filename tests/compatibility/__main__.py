@@ -29,7 +29,7 @@ from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Silent
-from tests.compatibility.clients import Client, Failed, has_qvac, installed_clients, qvac_text
+from tests.compatibility.clients import Client, Failed, installed_clients, qvac_text, qvac_version
 from tests.models import NASTY, VARIANTS, write_model
 
 TOKENS = 160
@@ -97,7 +97,7 @@ def _measured(model: Checkpoint, report: PackReport, clients: list[Client]) -> I
         expected = _logits(files.get("f16", file) if form == "onnx" else file, tokens)
         for client in takers:
             yield (client.name, form), _compared(client, Path(file.path), tokens, expected)
-    if has_qvac():
+    if qvac_version():
         for form in QVAC_FORMATS:
             if form in files:
                 yield ("QVAC Fabric", form), _spoken_alike(Path(files[form].path))
@@ -148,9 +148,9 @@ def _page(clients: list[Client], cells: dict[tuple[str, str, str], str], refusal
     parts = [_head()]
     for client in clients:
         parts.append(f"## {client.name}\n\n{_table(client.name, client.formats, cells)}")
-    if has_qvac():
+    if qvac_version():
         parts.append(
-            "## QVAC Fabric (@qvac/llm-llamacpp, npm, CPU)\n\nIt gives text and no logits: how far its greedy text "
+            f"## QVAC Fabric (@qvac/llm-llamacpp {qvac_version()}, npm, CPU)\n\nIt gives text and no logits: how far its greedy text "
             f"equals llama.cpp's.\n\n{_table('QVAC Fabric', QVAC_FORMATS, cells)}"
         )
     parts.append(f"## What was refused\n\n{_refused(refusals)}")

@@ -22,8 +22,8 @@ from torch import Tensor
 from bitconvert.evaluation.runtimes import open_runtime
 
 HERE = Path(__file__).parent
-QVAC = HERE.parents[1] / ".venv" / "qvac"
-"""Where ``make compatibility`` installs QVAC's npm package."""
+NPM = HERE.parents[1] / ".venv" / "npm"
+"""Where ``make compatibility`` installs the packages for node and bare."""
 
 _LAST_WORDS = 160  # of a program that failed
 
@@ -112,14 +112,30 @@ class OnnxRuntime:
         return torch.from_numpy(logits[0])
 
 
+@dataclass(frozen=True)
+class TransformersJs:
+    """transformers.js on node, which brings an ONNX Runtime of its own."""
+
+    name: str = "transformers.js"
+    formats: tuple[str, ...] = ("onnx",)
+
+    def logits(self, path: Path, tokens: list[int]) -> Tensor:
+        """See ``Client``."""
+        with tempfile.TemporaryDirectory() as scratch:
+            given, made = Path(scratch) / "tokens.json", Path(scratch) / "logits.f32"
+            given.write_text(json.dumps(tokens))
+            _run(["node", str(_beside_packages("transformers_js_client.mjs")), str(path), str(given), str(made)])
+            return torch.from_numpy(np.fromfile(made, np.float32)).view(len(tokens), -1)
+
+
 def qvac_text(path: Path, prompt: str, tokens: int) -> str:
     """What QVAC Fabric says after a prompt, greedily.
 
     Raises:
         Failed: it does not load the file.
     """
-    client = shutil.copy(HERE / "qvac_client.js", QVAC)
-    words = [str(QVAC / "node_modules" / ".bin" / "bare"), str(client), str(path), prompt, str(tokens)]
+    bare = NPM / "node_modules" / ".bin" / "bare"
+    words = [str(bare), str(_beside_packages("qvac_client.js")), str(path), prompt, str(tokens)]
     lines = _run(words).splitlines()
     return str(json.loads(next(line for line in lines if line.startswith('{"text"')))["text"])
 
@@ -131,12 +147,24 @@ def installed_clients() -> list[Client]:
         clients.insert(1, Cyllama(f"llama.cpp (cyllama {version('cyllama')})"))
     if find_spec("onnxruntime"):
         clients.append(OnnxRuntime(f"onnxruntime {version('onnxruntime')}"))
+    if number := _npm_version("@huggingface/transformers"):
+        clients.append(TransformersJs(f"transformers.js {number}"))
     return clients
 
 
-def has_qvac() -> bool:
-    """Whether QVAC's npm package and its runtime are installed."""
-    return (QVAC / "node_modules" / ".bin" / "bare").exists()
+def qvac_version() -> str:
+    """Of QVAC's npm package; empty if it is not installed."""
+    return _npm_version("@qvac/llm-llamacpp")
+
+
+def _npm_version(package: str) -> str:
+    described = NPM / "node_modules" / package / "package.json"
+    return str(json.loads(described.read_text())["version"]) if described.exists() else ""
+
+
+def _beside_packages(script: str) -> Path:
+    """A script where node finds the packages that it imports."""
+    return Path(shutil.copy(HERE / script, NPM))
 
 
 def _run(words: list[str]) -> str:

@@ -79,3 +79,19 @@ def test_its_tables_name_every_format_and_recipe() -> None:
 @pytest.mark.parametrize("file", sorted(set(re.findall(r"docs/[\w./-]+\.(?:md|png)", README))))
 def test_its_links_lead_somewhere(file: str) -> None:
     assert (ROOT / file).exists()
+
+
+def test_the_diffs_in_contributing_are_real() -> None:
+    """Every added line that CONTRIBUTING.md shows stands in the file that it names."""
+    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    shown = 0
+    for diff in diffs:
+        lines: set[str] = set()
+        for line in diff.splitlines():
+            if line.startswith("+++ b/"):
+                lines = set((ROOT / line.removeprefix("+++ b/")).read_text(encoding="utf-8").splitlines())
+            elif line.startswith("+"):
+                assert line[1:] in lines, line
+                shown += 1
+    assert len(diffs) == 2
+    assert shown > 20
