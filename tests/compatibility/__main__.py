@@ -150,7 +150,7 @@ def _page(clients: list[Client], cells: dict[tuple[str, str, str], str], refusal
         parts.append(f"## {client.name}\n\n{_table(client.name, client.formats, cells)}")
     if qvac_version():
         parts.append(
-            f"## QVAC Fabric (@qvac/llm-llamacpp {qvac_version()}, npm, CPU)\n\nIt gives text and no logits: how far its "
+            f"## QVAC Fabric (@qvac/llm-llamacpp {qvac_version()}, npm, CPU)\n\nIt gives text, no logits: how far its "
             f"greedy text equals llama.cpp's.\n\n{_table('QVAC Fabric', QVAC_FORMATS, cells)}"
         )
     parts.append(f"## What was refused\n\n{_refused(refusals)}")
