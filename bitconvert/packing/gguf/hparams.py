@@ -40,6 +40,18 @@ def require_expressible(config: PreTrainedConfig, name: str) -> None:
     _require_window(config, family, name)
 
 
+def note_on_graph(config: PreTrainedConfig) -> str:
+    """Where llama.cpp and transformers part although both compute this architecture; empty where they do not."""
+    rope = global_rope(config)
+    if rope["rope_type"] != "longrope":
+        return ""
+    original = rope["original_max_position_embeddings"]
+    return (
+        f"llama.cpp takes the long rope factors as soon as its context (-c) exceeds {original} tokens, transformers "
+        f"as soon as the text does: run short texts with -c {original}"
+    )
+
+
 def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None:
     """Write the architecture's keys.
 
