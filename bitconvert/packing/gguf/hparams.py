@@ -61,11 +61,8 @@ def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None
         rows: rows of the embedding, which is the vocabulary's size to llama.cpp.
     """
     family = FAMILIES[config.model_type]
-    keys: dict[str, Any] = {"vocab_size": rows}
-    for row in (*COMMON, *family.hparams):
-        value = head_dim(config) if row.attribute == "head_dim" else getattr(config, row.attribute)
-        keys[row.key] = row.kind(value)
-    keys["attention.value_length"] = keys["attention.key_length"]
+    keys: dict[str, Any] = {"vocab_size": rows, "attention.value_length": head_dim(config)}
+    keys |= {row.key: row.stated(config) for row in (*COMMON, *family.hparams)}
     for key, value in {**keys, **rope_keys(config), **family.constants}.items():
         _add(writer, f"{family.gguf_arch}.{key}", value)
 
