@@ -47,6 +47,11 @@ class Hparam:
         """Whether no file can do without it."""
         return self.default is _REQUIRED
 
+    def stated(self, config: Any) -> Any:
+        """What a config says, or the default where it leaves the attribute out."""
+        value = getattr(config, self.attribute, None)
+        return self.kind(resolve(self.default, config) if value is None and not self.required else value)
+
 
 def head_dim(config: Any) -> int:
     """Size of an attention head; many configs leave it out."""

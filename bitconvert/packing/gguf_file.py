@@ -22,7 +22,7 @@ from bitconvert.models.gguf_tensors import to_gguf_rows
 from bitconvert.models.gguf_types import register_i2_s, register_q2_0
 from bitconvert.packing.formats import GgufFormat
 from bitconvert.packing.gguf.container import GgufContainer
-from bitconvert.packing.gguf.hparams import require_expressible
+from bitconvert.packing.gguf.hparams import note_on_graph, require_expressible
 from bitconvert.packing.gguf.plan import BY_LLAMA_CPP, PlannedTensor, main_type, plan_tensors, require_types
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.readback import ReadBack
@@ -59,7 +59,8 @@ class GgufFile(Container[GgufFormat]):
             nbytes = sum(file.stat().st_size for file in files)
         packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in plan]
         first = target.with_name(files[0].name)
-        return packed_file(first, form.name, packed, nbytes, time.monotonic() - started, form.note)
+        note = "; ".join(filter(None, (form.note, note_on_graph(job.checkpoint.complete))))
+        return packed_file(first, form.name, packed, nbytes, time.monotonic() - started, note)
 
 
 def _write(job: PackJob, plan: list[PlannedTensor], path: Path, expected: ReadBack) -> ReadBack:

@@ -19,11 +19,19 @@ from bitconvert.models.families import FAMILIES
 from bitconvert.models.gguf_source import load_gguf_model
 from bitconvert.models.gguf_types import F16
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Packing
+from bitconvert.recipe import Packing, load_recipe
 from bitconvert.report import PackedFile, Silent
+from bitconvert.training.warmup import warmup
 from tests.models import LLAMA3_ROPE, NASTY, VARIANTS, YARN, write_gguf, write_model
 
 _TOKENS = 300
+_FEW_STEPS = (
+    "training.tokens=768",
+    "training.context=96",
+    "training.batch_size=2",
+    "training.activation_checkpointing=true",
+    "data.held_out_tokens=192",
+)
 _UNSAID = {"_name_or_path", "architectures", "bos_token_id", "dtype", "pad_token_id", "transformers_version"}
 """What a GGUF file does not say, or says of the tokenizer."""
 
@@ -244,6 +252,36 @@ def test_other_architectures_are_refused_by_name(config: dict[str, Any], named: 
         open_checkpoint(str(tmp_path))
     assert named in caught.value.message
     assert all(family in caught.value.hint for family in FAMILIES)
+
+
+def test_the_context_decides_over_long_rope_factors_and_pack_says_so(tmp_path: Path) -> None:
+    made = _make("phi3-short", tmp_path)
+    file = _pack(made.directory, ["tq2_0"], tmp_path)[0]
+    assert "exceeds 512 tokens" in file.notes()[0]
+    other = _pack(write_model(tmp_path / "other", "phi3"), ["tq2_0"], tmp_path)[0]
+    assert not other.notes()
+    path = write_gguf(made.directory, tmp_path / "model.gguf")
+    with open_runtime(path, 1024, threads=1) as runtime:  # the same 300 tokens, in a context that is longer than 512
+        assert _kl(made.logits, torch.tensor(runtime.logits(made.ids))) > 1e-3
+
+
+_ONE_OF_EACH = {overrides.get("model_type", "llama"): variant for variant, (_, overrides) in VARIANTS.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", _ONE_OF_EACH.values())
+def test_every_family_is_warmed_up_and_packed(variant: str, story: Path, tmp_path: Path) -> None:
+    """From a directory and from a GGUF file, with activation checkpointing; the files mean what was trained."""
+    directory = write_model(tmp_path / "hf", variant)
+    sources = {"directory": directory, "gguf": write_gguf(directory, tmp_path / "model.gguf")}
+    recipe = load_recipe(None, [*_FEW_STEPS, f"data.sources=[{story}]"])
+    for name, source in sources.items():
+        warmup(str(source), tmp_path / name, recipe, reporter=Silent())
+        latent = open_checkpoint(str(tmp_path / name))
+        file = pack(latent, Packing(formats=["tq2_0"]), tmp_path / f"{name}-packed", reporter=Silent()).files[0]
+        ids = open_checkpoint(str(directory)).tokenizer()(story.read_text())["input_ids"][:_TOKENS]
+        trained = TorchModel.load(latent).predict(torch.tensor([ids]), len(ids))[0].detach()
+        assert _kl(_llama_cpp_logits(file.path, ids), trained) <= 2e-3
 
 
 def test_null_in_a_config_is_not_the_default(tmp_path: Path) -> None:

@@ -40,6 +40,18 @@ def require_expressible(config: PreTrainedConfig, name: str) -> None:
     _require_window(config, family, name)
 
 
+def note_on_graph(config: PreTrainedConfig) -> str:
+    """Where llama.cpp and transformers part although both compute this architecture; empty where they do not."""
+    rope = global_rope(config)
+    if rope["rope_type"] != "longrope":
+        return ""
+    original = rope["original_max_position_embeddings"]
+    return (
+        f"llama.cpp takes the long rope factors as soon as its context (-c) exceeds {original} tokens, transformers "
+        f"as soon as the text does: run short texts with -c {original}"
+    )
+
+
 def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None:
     """Write the architecture's keys.
 
@@ -49,11 +61,8 @@ def add_hparams(writer: GGUFWriter, config: PreTrainedConfig, rows: int) -> None
         rows: rows of the embedding, which is the vocabulary's size to llama.cpp.
     """
     family = FAMILIES[config.model_type]
-    keys: dict[str, Any] = {"vocab_size": rows}
-    for row in (*COMMON, *family.hparams):
-        value = head_dim(config) if row.attribute == "head_dim" else getattr(config, row.attribute)
-        keys[row.key] = row.kind(value)
-    keys["attention.value_length"] = keys["attention.key_length"]
+    keys: dict[str, Any] = {"vocab_size": rows, "attention.value_length": head_dim(config)}
+    keys |= {row.key: row.stated(config) for row in (*COMMON, *family.hparams)}
     for key, value in {**keys, **rope_keys(config), **family.constants}.items():
         _add(writer, f"{family.gguf_arch}.{key}", value)
 
