@@ -23,6 +23,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
 from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
+from bitconvert.models.gguf_file import whole_set
 from bitconvert.models.lineage import Lineage, read_lineage
 from bitconvert.models.packed import scale_name, scaled_bias, unpack_bitnet, unpacked_shape
 from bitconvert.recipe import Scaling
@@ -354,7 +355,8 @@ def _download(name: str) -> Path:
         )
     try:
         if gguf:
-            return Path(hf_hub_download(gguf[1], gguf[2]))
+            parts = [part.as_posix() for part in whole_set(Path(gguf[2]))]
+            return {part: Path(hf_hub_download(gguf[1], part)) for part in parts}[gguf[2]]
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BitconvertError(

@@ -59,7 +59,7 @@ def open_gguf(path: Path) -> GgufFile:
             the first of its set.
     """
     try:
-        paths = shards_of(path)
+        paths = _present_set(path)
         return _opened(paths, tuple((one.stat().st_mtime_ns, one.stat().st_size) for one in paths))
     except OSError as error:
         raise BitconvertError(
@@ -67,25 +67,34 @@ def open_gguf(path: Path) -> GgufFile:
         ) from error
 
 
-def shards_of(path: Path) -> tuple[Path, ...]:
-    """All files of the set that a file is the first of, as their names say; the file itself where it stands alone.
+def whole_set(path: Path) -> list[Path]:
+    """All files of the set that a file belongs to, as its name says; the file itself where it stands alone.
+
+    Raises:
+        BitconvertError: there is no such set.
+    """
+    name = SHARD_NAME.fullmatch(path.name)
+    if name is None:
+        return [path]
+    count = int(name["count"])
+    if not 0 < count <= _MOST_SHARDS:
+        raise damaged(path, f"no model has {count} shards")
+    return [path.with_name(f"{name['stem']}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+
+
+def _present_set(path: Path) -> tuple[Path, ...]:
+    """The set that a file is the first of.
 
     Raises:
         BitconvertError: it is another file of its set, or one is missing.
     """
-    name = SHARD_NAME.fullmatch(path.name)
-    if name is None:
-        return (path,)
-    stem, count = name["stem"], int(name["count"])
-    if not 0 < count <= _MOST_SHARDS:
-        raise damaged(path, f"no model has {count} shards")
-    paths = [path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+    paths = whole_set(path)
     if path != paths[0]:
-        raise BitconvertError(f"{path}: one of the {count} shards of a model", f"give the first one: {paths[0]}")
+        raise BitconvertError(f"{path}: one of the {len(paths)} shards of a model", f"give the first one: {paths[0]}")
     missing = [one for one in paths if not one.exists()]
     if missing:
         raise BitconvertError(
-            f"{missing[0]}: missing, one of the {count} shards of {stem}", "download or pack the model again"
+            f"{missing[0]}: missing, one of the {len(paths)} shards of a model", "download or pack the model again"
         )
     return tuple(paths)
 

@@ -1,7 +1,7 @@
 """A GGUF file as a model to start from: its configuration and its weights, as llama.cpp understands them.
 
-The file is read with the ``gguf`` package, one tensor at a time, which is also what transformers' own GGUF loader does
-for these architectures. That loader is not called because of what it loses without a word: ``rope_freqs.weight`` and
+Tensors are decoded with the ``gguf`` package, one at a time, which is also what transformers' own GGUF loader does for
+these architectures. That loader is not called because of what it loses without a word: ``rope_freqs.weight`` and
 the ``rope.scaling.*`` keys, biases, pre-tokenizers (smollm's among them) and special tokens spelled outside the byte
 alphabet; and what it loads cannot be saved.
 """
@@ -147,10 +147,10 @@ class GgufWeights:
 
     def read(self, name: str) -> Tensor:
         """One weight in float32 and Hugging Face's form."""
-        weight = torch.from_numpy(self.stored[name].values())
-        return from_gguf_rows(weight, name, self.config, gguf_family(self.file))
+        return _read(self.file.path, self, name)
 
 
+@damage_named
 def open_weights(path: Path) -> GgufWeights:
     """Open the weights of a file; nothing is decoded yet.
 
@@ -192,6 +192,12 @@ def _tensor(file: GgufFile, name: str) -> GgufTensor:
     if name not in file.tensors:
         raise BitconvertError(f"{file.path}: tensor {name} is missing", "convert the model to GGUF again")
     return file.tensors[name]
+
+
+@damage_named
+def _read(_path: Path, weights: GgufWeights, name: str) -> Tensor:
+    weight = torch.from_numpy(weights.stored[name].values())
+    return from_gguf_rows(weight, name, weights.config, gguf_family(weights.file))
 
 
 def _by_hf_name(file: GgufFile, model: PreTrainedModel) -> dict[str, GgufTensor]:

@@ -14,7 +14,7 @@ import pytest
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.inspect import inspect
-from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.packing.formats import FORMATS, GgufFormat
 from tests.unit.test_pack import make_latent, run_pack
 
@@ -151,6 +151,7 @@ def survive(seed: int, files: list[bytes], path: Path) -> bool:
         lambda: open_checkpoint(str(path)).load(),
         lambda: open_checkpoint(str(path)).tokenizer()("The dog."),
         lambda: inspect(str(path)),
+        lambda: read_all(open_checkpoint(str(path))),
     ):
         try:
             use()
@@ -158,6 +159,11 @@ def survive(seed: int, files: list[bytes], path: Path) -> bool:
             refusals.append(error.message)
     assert all("\n" not in message and len(message) < 1000 for message in refusals)
     return not refusals
+
+
+def read_all(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.weights():
+        checkpoint.read_weight(name)
 
 
 def fuzz(seeds: range, files: list[bytes], folder: Path) -> int:

@@ -282,8 +282,22 @@ def test_another_shard_than_the_first_is_refused_with_its_name(tmp_path: Path, l
     renamed = paths[1].rename(tmp_path / "renamed.gguf")
     with pytest.raises(BitconvertError, match="it says that it is shard 2 of"):
         open_gguf(renamed)
-    with pytest.raises(BitconvertError, match="00002-of-.*missing"):
+    with pytest.raises(BitconvertError, match="00002-of-.*missing, one of the"):
         open_gguf(paths[0])
+
+
+def test_all_shards_are_downloaded(tmp_path: Path, latent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, paths = packed_shards(latent, tmp_path, 400_000)
+    asked: list[str] = []
+
+    def download(repository: str, name: str) -> str:
+        asked.append(f"{repository}/{name}")
+        return str(tmp_path / Path(name).name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    opened = open_checkpoint(f"owner/model/folder/{paths[0].name}")
+    assert asked == [f"owner/model/folder/{path.name}" for path in paths]
+    assert opened.path == paths[0]
 
 
 def test_shards_of_different_models_do_not_mix(tmp_path: Path, latent: Path) -> None:
