@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -51,12 +52,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
             "copy the tokenizer files of the original model into the directory",
         )
     loader = PreTrainedTokenizerFast if has_json else AutoTokenizer
-    try:
+    with tokenizer_damage(f"{directory}: its tokenizer does not load"):
         tokenizer = loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the Rust tokenizer library raises bare Exception
-        raise BitconvertError(
-            f"{directory}: its tokenizer does not load ({_first_line(error)})", "download the tokenizer files again"
-        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BitconvertError(
             f"{directory}: {type(tokenizer).__name__} has no fast tokenizer",
@@ -67,6 +64,23 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()  # both are saved with a tokenizer that was last used so
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+@contextmanager
+def tokenizer_damage(what: str) -> Iterator[None]:
+    """Report whatever transformers and the Rust library raise for damaged files as one error that says what failed.
+
+    The Rust library raises bare ``Exception``, and its panics are not even that.
+    """
+    try:
+        yield
+    except (BitconvertError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise BitconvertError(
+            f"{what} ({type(error).__name__}: {reason})", "download the tokenizer files again"
+        ) from error
 
 
 def backend_json(tokenizer: PreTrainedTokenizerFast) -> Json:
@@ -150,7 +164,3 @@ def _space_like_sentencepiece(tokenizer: Tokenizer) -> None:
     if kind == "Metaspace" and tokenizer.pre_tokenizer.prepend_scheme != "never":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
         tokenizer.pre_tokenizer = None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

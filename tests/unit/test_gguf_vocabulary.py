@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from gguf import TokenType
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
 from bitconvert.packing.gguf.vocabulary import vocabulary_of
-from tests.models import byte_level_bpe, sentencepiece_bpe, with_bos
+from tests.models import SPACE, byte_level_bpe, gemma_bpe, sentencepiece_bpe, with_bos
 
 
 def _edited(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> PreTrainedTokenizerFast:
@@ -106,6 +106,93 @@ def test_sentencepiece_merges_must_be_complete() -> None:
     merges.remove(spelled_twice)
     with pytest.raises(BitconvertError, match="is no merge"):
         vocabulary_of(_edited(tokenizer, merges=merges), len(tokenizer), {})
+
+
+def test_a_pair_may_not_make_a_token_that_no_merge_makes() -> None:
+    tokenizer = sentencepiece_bpe()
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    for joined in ("th" + SPACE, "\v\v"):  # a character need not be a token for llama.cpp to join it
+        assert joined not in vocabulary
+        with pytest.raises(BitconvertError, match="is no merge"):
+            vocabulary_of(_edited(tokenizer, vocab=vocabulary | {joined: len(vocabulary)}), 2000, {})
+
+
+def test_the_merges_of_a_token_must_have_one_rank() -> None:
+    tokenizer = sentencepiece_bpe()
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    spelled_twice = next(pair for pair in merges if sum("".join(other) == "".join(pair) for other in merges) > 1)
+    merges.remove(spelled_twice)
+    with pytest.raises(BitconvertError, match="ranked apart"):
+        vocabulary_of(_edited(tokenizer, merges=[*merges, spelled_twice]), len(tokenizer), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"byte_fallback": False}, "byte fallback"), ({"ignore_merges": True}, "ignore_merges")]
+)
+def test_what_sentencepiece_would_do_otherwise_is_refused(changes: dict[str, Any], named: str) -> None:
+    tokenizer = sentencepiece_bpe()
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    unreachable = {"vocab": vocabulary | {"qqqq": len(vocabulary)}}
+    with pytest.raises(BitconvertError, match=named):
+        vocabulary_of(_edited(tokenizer, **changes, **unreachable), 2000, {})
+
+
+def test_long_pieces_are_refused_before_they_are_searched_for_merges() -> None:
+    tokenizer = sentencepiece_bpe()
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    with pytest.raises(BitconvertError, match="10000000 characters"):
+        vocabulary_of(_edited(tokenizer, vocab=vocabulary | {"x" * 10**7: len(vocabulary)}), 2000, {})
+
+
+def test_padding_never_takes_a_tokens_name() -> None:
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens([f"[PAD{len(tokenizer) + 2}]"])
+    tokens = vocabulary_of(tokenizer, len(tokenizer) + 4, {}).tokens
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_two_tokens_with_one_id_are_refused() -> None:
+    tokenizer = byte_level_bpe()
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    with pytest.raises(BitconvertError, match="share the id"):
+        vocabulary_of(_edited(tokenizer, vocab=vocabulary | {"twice": 7}), 2000, {})
+
+
+def test_the_first_gemmas_tab_is_the_byte() -> None:
+    tokenizer = gemma_bpe()
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer), {})
+    tab = tokenizer.convert_tokens_to_ids("\t")
+    assert (vocabulary.tokens[tab], vocabulary.types[tab]) == ("<0x09>", TokenType.BYTE)
+    own = gemma_bpe(own_tab=True)
+    assert vocabulary_of(own, len(own), {}).tokens[own.convert_tokens_to_ids("\t")] == "\t"
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "single_word", "rstrip"])
+def test_added_tokens_that_llama_cpp_treats_otherwise_are_named(flag: str) -> None:
+    tokenizer = byte_level_bpe()
+    assert vocabulary_of(tokenizer, 800, {}).caveats == ()
+    tokenizer.add_tokens([AddedToken("<tool>", **{flag: True})])
+    (caveat,) = vocabulary_of(tokenizer, 800, {}).caveats
+    assert "'<tool>'" in caveat
+
+
+def test_added_tokens_compared_with_a_space_in_front_are_named() -> None:
+    tokenizer = sentencepiece_bpe()
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=True)])
+    (caveat,) = vocabulary_of(tokenizer, 2000, {}).caveats
+    assert "'<tool>'" in caveat
+
+
+def test_bytes_without_a_token_are_told() -> None:
+    tokenizer = byte_level_bpe()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    never = model["vocab"] | {"gone": model["vocab"]["ÿ"]}
+    never.pop("ÿ")
+    assert vocabulary_of(_edited(tokenizer, vocab=never), 800, {}).caveats == ()  # no text holds the byte 0xFF
+    bell = never | {"lost": never["ć"]}
+    bell.pop("ć")
+    (caveat,) = vocabulary_of(_edited(tokenizer, vocab=bell), 800, {}).caveats
+    assert "1 of 256 bytes" in caveat
 
 
 def test_a_word_piece_vocabulary_is_refused() -> None:

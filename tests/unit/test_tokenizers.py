@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
+import operator
 import random
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -27,7 +30,7 @@ from bitconvert.models.pre_tokenizers import (
     pre_tokenizer_of,
     restore_pre_tokenizer,
 )
-from bitconvert.models.tokenizers import backend_json, load_tokenizer, vocabulary_model
+from bitconvert.models.tokenizers import backend_json, load_tokenizer, tokenizer_damage, vocabulary_model
 from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
 from tests.models import (
     LONG_RUNS,
@@ -370,3 +373,71 @@ def test_tokenizer_model_gives_sentencepieces_own_ids(tmp_path: Path) -> None:
     assert _ids(tokenizer, texts) == [original.encode(text) for text in texts]
     vocabulary = vocabulary_of(tokenizer, len(tokenizer), {})
     assert _llama_cpp_ids(vocabulary, tmp_path / "v.gguf", texts) == _ids(tokenizer, texts)
+
+
+def test_a_file_of_llama_cpps_own_converter_comes_back(tmp_path: Path) -> None:
+    """The gguf package reads tokenizer.model the way the converter does: SentencePiece's own scores and types."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = [line for text in NASTY for line in text.split("\n") if line.strip()] * 3
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=800,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<tool>", "\n\n"],
+        control_symbols=["[INST]"],
+        character_coverage=0.99,
+        minloglevel=2,
+    )
+    pieces = [(text.decode(), score, kind) for text, score, kind in gguf.SentencePieceVocab(tmp_path).all_tokens()]
+    theirs = dataclasses.replace(
+        vocabulary_of(sentencepiece_bpe(), 1000, {}),
+        tokens=[text for text, _, _ in pieces],
+        scores=[score for _, score, _ in pieces],
+        types=[gguf.TokenType.USER_DEFINED if text in ("<tool>", "\n\n") else kind for text, _, kind in pieces],
+    )
+    texts = [*NASTY, *LONG_RUNS, *_random_texts(200), *texts_with(["<tool>", "\n\n", "[INST]", "<s>"])]
+    ids = _llama_cpp_ids(theirs, tmp_path / "v.gguf", texts, parse_special=True)
+    assert ids == _ids(load_gguf_tokenizer(tmp_path / "v.gguf"), texts)
+
+
+def _spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path to every value of a document, but for most of a vocabulary."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    return [spot for key in keys[:30] for spot in ((*path, key), *_spots(value[key], (*path, key)))]
+
+
+_JUNK = (None, True, -1, 2**40, 1.5, "", SPACE, "<0x09>", [], {}, ["a"], {"type": "Sequence"})
+
+
+@pytest.mark.parametrize("structure", ["llama2", "gemma", "falcon3"])
+def test_damaged_files_are_one_clear_error(structure: str, tmp_path: Path) -> None:
+    STRUCTURES[structure]().save_pretrained(tmp_path)
+    source = random.Random(structure)
+    for name in ["tokenizer.json"] * 40 + ["tokenizer_config.json"] * 10:
+        original = (tmp_path / name).read_text(encoding="utf-8")
+        document = json.loads(original)
+        *parents, last = source.choice(_spots(document))
+        place = functools.reduce(operator.getitem, parents, document)
+        place[last] = source.choice(_JUNK)
+        (tmp_path / name).write_text(json.dumps(document), encoding="utf-8")
+        with contextlib.suppress(BitconvertError):
+            vocabulary_of(load_tokenizer(tmp_path), 2000, {})
+        (tmp_path / name).write_text(original, encoding="utf-8")
+
+
+def test_even_a_panic_of_the_rust_library_is_an_error() -> None:
+    class PanicException(BaseException):
+        pass
+
+    with (
+        pytest.raises(BitconvertError, match="while reading .PanicException: index"),
+        tokenizer_damage("while reading"),
+    ):
+        raise PanicException("index out of range\nstack backtrace")
+    with pytest.raises(KeyboardInterrupt), tokenizer_damage("while reading"):
+        raise KeyboardInterrupt

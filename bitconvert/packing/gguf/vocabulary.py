@@ -29,6 +29,7 @@ from bitconvert.models.tokenizers import (
     backend_json,
     require_short_pieces,
     space_caveat,
+    tokenizer_damage,
     vocabulary_model,
 )
 
@@ -114,14 +115,8 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[st
         BitconvertError: llama.cpp cannot give the same token ids, with the part of the tokenizer that it lacks; or the
             tokenizer's files are damaged.
     """
-    try:
+    with tokenizer_damage("tokenizer: its files are damaged"):
         return _vocabulary_of(tokenizer, rows, config)
-    except BitconvertError:
-        raise
-    except Exception as error:  # transformers and the Rust tokenizer library raise whatever a damaged file makes them
-        raise BitconvertError(
-            f"tokenizer: its files are damaged ({type(error).__name__}: {str(error)[:200]})", "download them again"
-        ) from error
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[str, Any]) -> Vocabulary:
@@ -379,16 +374,18 @@ def _scores(tokens: list[str | None], document: Json) -> list[float]:
 
 
 def _require_all_pairs(pairs: set[tuple[str, str]], document: Json) -> None:
+    """Refuse what llama.cpp would join and the merge list does not; it joins characters that are no tokens, too."""
     vocabulary, added = document["model"]["vocab"], _added_tokens(document)
     if document["model"].get("ignore_merges") and not merges_reach_every_token(document):
         raise unsupported("a SentencePiece vocabulary with ignore_merges", "one without")
     require_short_pieces(vocabulary)
+    symbols = {*vocabulary, *(character for token in vocabulary for character in token)}
     for token in vocabulary:
         if not _is_merged(token, added):
             continue
         for cut in range(1, len(token)):
             pair = token[:cut], token[cut:]
-            if pair[0] in vocabulary and pair[1] in vocabulary and pair not in pairs:
+            if pair[0] in symbols and pair[1] in symbols and pair not in pairs:
                 raise _not_sentencepiece(pair, "spells a token, but is no merge")
 
 
