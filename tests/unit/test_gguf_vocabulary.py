@@ -85,10 +85,22 @@ def test_chat_templates_go_with_it() -> None:
     assert vocabulary_of(tokenizer, 800, {}).chat_template == {"default": "a", "tool_use": "b"}
 
 
-def test_an_embedding_smaller_than_the_tokenizer_is_refused() -> None:
+def test_an_embedding_smaller_than_the_vocabulary_is_refused() -> None:
     tokenizer = byte_level_bpe()
-    with pytest.raises(BitconvertError, match=f"has id {len(tokenizer) - 1}, but the embedding has"):
+    with pytest.raises(BitconvertError, match=r"has id \d+, but the embedding has 500 rows"):
+        vocabulary_of(tokenizer, 500, {})
+    tokenizer.eos_token = "<think>"  # the last one
+    with pytest.raises(BitconvertError, match="'<think>' has id"):
         vocabulary_of(tokenizer, len(tokenizer) - 1, {})
+
+
+def test_an_added_token_without_a_row_is_left_out() -> None:
+    """Gemma 3's text models lack the row of <image_soft_token>, and many fine-tuned ones that of [PAD]."""
+    tokenizer = byte_level_bpe()
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer) - 1, {})
+    assert len(vocabulary.tokens) == len(tokenizer) - 1
+    assert "<think>" not in vocabulary.tokens
+    assert "'<think>' has no row" in vocabulary.caveats[0]
 
 
 def test_bytes_must_all_be_there() -> None:

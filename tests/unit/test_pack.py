@@ -351,6 +351,15 @@ def test_a_plain_model_needs_round_and_is_told_what_that_does(tmp_path: Path) ->
     assert "baseline" in report.warnings[0]
 
 
+def test_texts_that_llama_cpp_reads_otherwise_are_told(tmp_path: Path) -> None:
+    told = Recorder()
+    model = make_latent(tmp_path / "tiny", variant="tinyllama")
+    report = run_pack(model, ["tq2_0"], tmp_path / "out", reporter=told)
+    assert report.warnings == told.warnings
+    assert "one more space in llama.cpp" in report.warnings[0]
+    assert run_pack(model, ["safetensors"], tmp_path / "out").warnings == []  # llama.cpp does not read that
+
+
 def test_packed_models_are_refused(tmp_path: Path, latent: Path) -> None:
     report = run_pack(latent, ["safetensors", "tq2_0"], tmp_path / "first")
     for file in report.files:

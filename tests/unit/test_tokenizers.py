@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import operator
 import random
+import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +20,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.runtimes import open_runtime
@@ -168,9 +172,15 @@ def test_the_proof_notices_a_wrong_pre_tokenizer(tmp_path: Path) -> None:
     assert _llama_cpp_ids(wrong, tmp_path / "v.gguf", list(NASTY)) != _ids(tokenizer, list(NASTY))
 
 
+def _with_added_spaces(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    tokenizer.add_tokens([AddedToken(SPACE * 3, normalized=True)])  # compared with text whose spaces are replaced
+    return tokenizer
+
+
 STRUCTURES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "llama2": sentencepiece_bpe,
     "no prefix": lambda: sentencepiece_bpe("none"),
+    "added spaces": lambda: _with_added_spaces(sentencepiece_bpe("none")),
     "gemma": gemma_bpe,
     "gemma3": lambda: gemma_bpe(own_tab=True),
     "phi3": phi3_bpe,
@@ -279,6 +289,35 @@ def test_pre_is_read_from_the_structure(pre_tokenizer: Any, ignore_merges: bool,
     assert pre_tokenizer_of(backend_json(cutting_bpe(pre_tokenizer, ignore_merges=ignore_merges))).name == expected
 
 
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}"
+    r"\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize(
+    ("regex", "ignore_merges", "expected"),
+    [(_TEKKEN, True, "tekken"), (_O200K, False, "gpt-4o"), (_QWEN35, False, "qwen35"), (_BAILING, False, "qwen2")],
+)
+def test_published_expressions_find_their_row(regex: str, ignore_merges: bool, expected: str) -> None:
+    steps = [
+        pre_tokenizers.Split(Regex(regex), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    document = backend_json(cutting_bpe(pre_tokenizers.Sequence(steps), ignore_merges=ignore_merges))
+    assert pre_tokenizer_of(document).name == expected
+
+
 def test_spellings_of_one_expression_give_the_same_ids() -> None:
     def cut_by(regex: str) -> list[list[int]]:
         splitter = pre_tokenizers.Split(Regex(regex), behavior="isolated")
@@ -286,6 +325,7 @@ def test_spellings_of_one_expression_give_the_same_ids() -> None:
         return _ids(cutting_bpe(pre_tokenizers.Sequence([splitter, bytes_only])), [*NASTY, *_random_texts(400)])
 
     assert cut_by(_CL100K) == cut_by(_LLAMA3)
+    assert cut_by(_LLAMA3.replace(r"[\r\n]+|\s", r"[\r\n]|\s")) == cut_by(_LLAMA3)
 
 
 def test_ignore_merges_is_forgiven_where_it_changes_nothing() -> None:
@@ -441,3 +481,66 @@ def test_even_a_panic_of_the_rust_library_is_an_error() -> None:
         raise PanicException("index out of range\nstack backtrace")
     with pytest.raises(KeyboardInterrupt), tokenizer_damage("while reading"):
         raise KeyboardInterrupt
+
+
+# ---- published vocabularies, where the mistral-common package ships them ------------------------------------------
+
+
+def _mistral_data() -> Path:
+    package = pytest.importorskip("mistral_common")
+    return Path(package.__file__).parent / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
+def test_mistrals_sentencepiece_vocabularies(name: str, tmp_path: Path) -> None:
+    shutil.copy(_mistral_data() / name, tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)
+    _require_the_same_everywhere(tokenizer, [*NASTY, *LONG_RUNS, *_random_texts(1000)], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_published_tekken_vocabulary(tmp_path: Path) -> None:
+    path = _mistral_data() / "tekken_240911.json"
+    tokenizer = _tekken(json.loads(path.read_text()))
+    texts = [*NASTY, *LONG_RUNS, *_random_texts(1000)]
+    original = importlib.import_module("mistral_common.tokens.tokenizers.tekken").Tekkenizer.from_file(path)
+    assert _ids(tokenizer, texts) == [original.encode(text, bos=False, eos=False) for text in texts]
+    _require_the_same_everywhere(tokenizer, [text for text in texts if not _mixes_marks_or_capitals(text)], tmp_path)
+
+
+def _require_the_same_everywhere(tokenizer: PreTrainedTokenizerFast, texts: list[str], directory: Path) -> None:
+    special = texts_with(list(tokenizer.get_added_vocab())[:20])
+    vocabulary = vocabulary_of(tokenizer, len(tokenizer), {})
+    assert _llama_cpp_ids(vocabulary, directory / "v.gguf", texts) == _ids(tokenizer, texts)
+    assert _llama_cpp_ids(vocabulary, directory / "v.gguf", special, parse_special=True) == _ids(tokenizer, special)
+    assert _ids(load_gguf_tokenizer(directory / "v.gguf"), [*texts, *special]) == _ids(tokenizer, [*texts, *special])
+
+
+def _tekken(document: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """tekken.json with the structure that Mistral's tokenizer.json files have."""
+    config = document["config"]
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    special += [f"<SPECIAL_{index}>" for index in range(len(special), config["default_num_special_tokens"])]
+    learned = document["vocab"][: config["default_vocab_size"] - len(special)]
+    letters = bytes_to_unicode()
+    words = ["".join(letters[byte] for byte in base64.b64decode(entry["token_bytes"])) for entry in learned]
+    ids = {word: index for index, word in enumerate([*special, *words])}
+    merges = [
+        pair
+        for word in words
+        for pair in sorted(
+            ((word[:cut], word[cut:]) for cut in range(1, len(word)) if word[:cut] in ids and word[cut:] in ids),
+            key=lambda pair: (ids[pair[0]], ids[pair[1]]),
+        )
+    ]
+    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(config["pattern"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

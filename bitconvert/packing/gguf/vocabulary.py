@@ -122,13 +122,14 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[st
 def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[str, Any]) -> Vocabulary:
     document = backend_json(tokenizer)
     model = vocabulary_model(document)
-    tokens = _tokens(tokenizer, rows)
     added = _added_tokens(document)
+    rowless = _without_row(tokenizer, rows, added)
+    tokens = _tokens(tokenizer, rows)
     unknown = document["model"].get("unk_token")
     special_ids = _special_ids(tokenizer, tokens, unknown, config)
     add_bos, add_eos = _added_around(tokenizer, special_ids)
     strips_as_phi3 = _strips_as_phi3(tokens, added)
-    caveats = [_strip_caveat(added, strips_as_phi3)]
+    caveats = [_rowless_caveat(rowless), _strip_caveat(added, strips_as_phi3)]
     if model == "llama":
         tokens = _byte_for_tab(tokens)
         _require_byte_tokens(tokens, document)
@@ -158,15 +159,24 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[s
     )
 
 
+def _without_row(tokenizer: PreTrainedTokenizerFast, rows: int, added: dict[str, Json]) -> list[str]:
+    """Added tokens beyond the embedding, which no text may hold: Gemma 3's image, a padding token added afterwards."""
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    for token, index in beyond.items():
+        if token not in added or token in (tokenizer.bos_token, tokenizer.eos_token):
+            raise BitconvertError(
+                f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
+                "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
+            )
+    return sorted(beyond)
+
+
 def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str | None]:
     """The token of each embedding row, None where the tokenizer has none."""
     tokens: list[str | None] = [None] * rows
     for token, index in tokenizer.get_vocab().items():
         if index >= rows:
-            raise BitconvertError(
-                f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
-                "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
-            )
+            continue
         other = tokens[index]
         if other is None or (other, token) == ("\t", _TAB):  # the first Gemma's tab goes by both names
             tokens[index] = token
@@ -292,6 +302,10 @@ def _strip_caveat(added: dict[str, Json], as_phi3: bool) -> str:
     )
 
 
+def _rowless_caveat(tokens: list[str]) -> str:
+    return _told(tokens, "{} has no row in the embedding, so it is left out and is ordinary text", "")
+
+
 def _prefix_caveat(document: Json, added: dict[str, Json]) -> str:
     """Which added tokens are compared with normalized text, and so with a space in front."""
     if not adds_space_prefix(document) or not flat_steps(document, "normalizer"):
@@ -299,13 +313,11 @@ def _prefix_caveat(document: Json, added: dict[str, Json]) -> str:
     return _told([token["content"] for token in added.values() if token["normalized"]], "{} is found in more places")
 
 
-def _told(names: list[str], what: str) -> str:
+def _told(names: list[str], what: str, where: str = " in llama.cpp than in transformers") -> str:
     if not names:
         return ""
     shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return what.format(f"the added token {shown}" if len(names) == 1 else f"each of the added tokens {shown}") + (
-        " in llama.cpp than in transformers"
-    )
+    return what.format(f"the added token {shown}" if len(names) == 1 else f"each of the added tokens {shown}") + where
 
 
 # ---- SentencePiece ------------------------------------------------------------------------------------------------
