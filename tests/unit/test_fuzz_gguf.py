@@ -72,7 +72,7 @@ def flip_bits(source: random.Random, content: bytearray) -> None:
 
 
 def cut_off(source: random.Random, content: bytearray) -> None:
-    del content[somewhere(source, content) :]
+    del content[max(1, somewhere(source, content)) :]
 
 
 def zero_a_range(source: random.Random, content: bytearray) -> None:
@@ -87,7 +87,7 @@ def repeat_a_range(source: random.Random, content: bytearray) -> None:
 
 def drop_a_range(source: random.Random, content: bytearray) -> None:
     at, size = somewhere(source, content), source.choice([1, 4, 8, 64, 1000])
-    del content[at : at + size]
+    del content[max(1, at) : at + size]
 
 
 def blow_up_a_number(source: random.Random, content: bytearray) -> None:
@@ -103,7 +103,7 @@ def lie_in_a_value(source: random.Random, content: bytearray) -> None:
     keys = [b"llama.", b"tokenizer.ggml.", b"general."]
     places = [place for key in keys for place in occurrences(content, key)]
     at = source.choice(places or [8])
-    (size,) = struct.unpack_from("<Q", content, at - 8)
+    size = int.from_bytes(content[at - 8 : at], "little")
     value = min(at + size + 4, len(content))
     number = source.choice([0, 1, 2, 3, 7, 255, 256, 2**15, 2**31, 2**32 - 1, source.randrange(2**32)])
     content[value : value + 4] = struct.pack("<I", number)

@@ -286,6 +286,14 @@ def test_another_shard_than_the_first_is_refused_with_its_name(tmp_path: Path, l
         open_gguf(paths[0])
 
 
+def test_no_modelfile_names_a_shard(tmp_path: Path, latent: Path) -> None:
+    """Ollama takes a model in one file."""
+    pack_one(latent, "q8_0", tmp_path / "whole")
+    assert (tmp_path / "whole" / "Modelfile").exists()
+    packed_shards(latent, tmp_path / "split", 400_000, "q8_0")
+    assert not (tmp_path / "split" / "Modelfile").exists()
+
+
 def test_all_shards_are_downloaded(tmp_path: Path, latent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, paths = packed_shards(latent, tmp_path, 400_000)
     asked: list[str] = []
