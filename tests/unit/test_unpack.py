@@ -18,10 +18,12 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.subjects import llama_cpp_subject
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.gguf_types import Q2_0, TQ1_0, TQ2_0, GgufType, register_q2_0
+from bitconvert.models.latent import ONLINE_BITNET, claims_bitnet
 from bitconvert.models.lineage import Lineage
 from bitconvert.models.packed import unpack_bitnet
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.pack import pack
+from bitconvert.packing.safetensors_file import SafetensorsFile
 from bitconvert.packing.unpack import unpack
 from bitconvert.recipe import Packing, Scaling, load_recipe
 from bitconvert.report import PackedFile, Silent, UnpackReport
@@ -46,7 +48,10 @@ class Noting(Silent):
 def latent(directory: Path, variant: str = "smollm2", scaling: Scaling | None = None, **options: Any) -> Path:
     """A tiny random model as warmup leaves it behind."""
     write_model(directory, variant, **options)
-    Lineage(source="owner/original", lam=1.0, scaling=scaling or Scaling(), tokens_seen=7).save(directory)
+    lineage = Lineage(source="owner/original", lam=1.0, scaling=scaling or Scaling(), tokens_seen=7)
+    lineage.save(directory)
+    if claims_bitnet(lineage):
+        edit(directory, {"quantization_config": ONLINE_BITNET})
     return directory
 
 
@@ -315,6 +320,15 @@ def test_fused_projections_stay_fused(tmp_path: Path) -> None:
             assert tensor.data.tobytes() == stored[tensor.name]
 
 
+def test_the_licence_of_a_model_without_lineage_survives(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "latents", "smollm2")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    theirs = write_gguf(source, tmp_path / "theirs.gguf", TQ2_0)
+    unpacked(theirs, tmp_path / "baked")
+    again = packed(tmp_path / "baked", "tq2_0", tmp_path / "out")
+    assert gguf.GGUFReader(again.path).fields["general.license"].contents() == "mit"
+
+
 def test_a_card_does_not_call_the_models_of_others_rounded(tmp_path: Path) -> None:
     source = write_gguf(write_model(tmp_path / "latents", "smollm2"), tmp_path / "theirs.gguf", TQ2_0)
     unpacked(source, tmp_path / "baked")
@@ -396,6 +410,15 @@ def test_a_model_on_its_way_to_ternary_is_refused(tmp_path: Path) -> None:
     Lineage(source="x", lam=0.5, scaling=Scaling(), tokens_seen=7).save(source)
     with pytest.raises(BitconvertError, match="its training stopped at λ = 0.5"):
         unpacked(source, tmp_path / "baked")
+
+
+def test_what_does_not_read_back_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = packed(latent(tmp_path / "tiny"), "tq2_0", tmp_path)
+    write = SafetensorsFile.write
+    monkeypatch.setattr(SafetensorsFile, "write", lambda self, name, tensor: write(self, name, tensor * 2))
+    with pytest.raises(BitconvertError, match="does not read back as it was written"):
+        unpacked(file.path, tmp_path / "baked")
+    assert not (tmp_path / "baked").exists()
 
 
 def test_only_its_own_directories_are_replaced(tmp_path: Path) -> None:
