@@ -327,7 +327,7 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
         lambda: byte_level_bpe(digits_and_bytes()),
         {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}, "tie_word_embeddings": True},
     ),
-    "falcon3": (byte_level_bpe, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
+    "falcon3": (falcon3_bpe, {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
     "biased": (byte_level_bpe, {"attention_bias": True, "mlp_bias": True}),
     "linear": (byte_level_bpe, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "yarn": (byte_level_bpe, {"rope_parameters": YARN}),
@@ -345,11 +345,11 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
     "qwen2-yarn": (byte_level_bpe, {"model_type": "qwen2", "rope_parameters": YARN}),
     "qwen3": (byte_level_bpe, {"model_type": "qwen3", "head_dim": 32}),
     "gemma": (
-        sentencepiece_bpe,
+        gemma_bpe,
         {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 128, "tie_word_embeddings": True},
     ),
     "gemma2": (
-        sentencepiece_bpe,
+        gemma_bpe,
         {
             "model_type": "gemma2",
             "head_dim": 32,
@@ -362,7 +362,7 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
         },
     ),
     "gemma3": (
-        sentencepiece_bpe,
+        gemma_bpe,
         {
             "model_type": "gemma3_text",
             "head_dim": 32,
@@ -373,7 +373,7 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
         },
     ),
     "gemma3-linear": (
-        sentencepiece_bpe,
+        gemma_bpe,
         {
             "model_type": "gemma3_text",
             "head_dim": 64,
@@ -386,9 +386,9 @@ VARIANTS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]
             },
         },
     ),
-    "phi3": (sentencepiece_bpe, {"model_type": "phi3"}),
-    "phi3-short": (sentencepiece_bpe, {"model_type": "phi3", **longrope(64, 512)}),
-    "phi3-long": (sentencepiece_bpe, {"model_type": "phi3", **longrope(64, 128)}),
+    "phi3": (phi3_bpe, {"model_type": "phi3"}),
+    "phi3-short": (phi3_bpe, {"model_type": "phi3", **longrope(64, 512)}),
+    "phi3-long": (phi3_bpe, {"model_type": "phi3", **longrope(64, 128)}),
     "phi4": (
         byte_level_bpe,
         {"model_type": "phi3", "tie_word_embeddings": True, "partial_rotary_factor": 0.75, **longrope(48, 128)},
