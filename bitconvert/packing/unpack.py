@@ -54,7 +54,7 @@ def unpack(checkpoint: Checkpoint, output: Path, *, reporter: Reporter) -> Unpac
     """
     started = time.monotonic()
     _require_packed(checkpoint)
-    _require_replaceable(output)
+    _require_replaceable(output, checkpoint.path)
     reporter.stage(f"unpacking {checkpoint.name}")
     tensors = meant_tensors(checkpoint)
     with atomic_directory(output) as directory:
@@ -83,8 +83,8 @@ def _tell(checkpoint: Checkpoint, output: Path, reporter: Reporter) -> None:
         reporter.note(f"{output} holds what the latents round to; to train on, start from {checkpoint.name} itself")
     if checkpoint.kind == "gguf":
         reporter.note(
-            "eval gives each token of the directory one int8 scale, as in training; of the GGUF file, as llama.cpp "
-            "does, one to each block of activations"
+            "eval rounds the directory's activations as training does, to int8 with one scale per token; the runtimes "
+            "of the GGUF file round them in blocks, or not at all"
         )
 
 
@@ -101,8 +101,10 @@ def _require_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _require_replaceable(output: Path) -> None:
-    """What unpack made before may be replaced; a directory of anything else may not."""
+def _require_replaceable(output: Path, source: Path) -> None:
+    """What unpack made before may be replaced; a directory of anything else may not, nor one that holds the source."""
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UsageError(f"{output}: holds the model that is to be unpacked", "choose another --output")
     if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / BAKED_FILE).exists())):
         raise UsageError(f"{output}: exists, and was not made by unpack", "choose another --output, or remove it")
 

@@ -184,6 +184,8 @@ def test_the_directory_is_a_plain_model_to_stock_transformers(tmp_path: Path) ->
         "tokenizer.json",
         "tokenizer_config.json",
     }
+    config = json.loads((tmp_path / "baked" / "config.json").read_text())
+    assert list(config) == sorted(config)
     expected = stock(tmp_path, gguf_file=Path(file.path).name)  # transformers' own reader
     assert torch.equal(logits(model), logits(expected))
 
@@ -292,7 +294,7 @@ def test_gguf_files_of_others_with_scales_of_their_own(tmp_path: Path, kind: Ggu
     told = Noting()
     report = unpack(open_checkpoint(str(source)), tmp_path / "baked", reporter=told)
     assert report.scaling == f"absmean per group:{granularity}"
-    assert "as llama.cpp does" in told.notes[0]
+    assert "round them in blocks" in told.notes[0]
     expected = stock(tmp_path, gguf_file=source.name)  # dequantized by gguf-py, through transformers' own reader
     assert torch.equal(weights(tmp_path / "baked")[A_LINEAR], expected.get_parameter(A_LINEAR))
     again = packed(tmp_path / "baked", kind.name.lower(), tmp_path / "out")
@@ -425,15 +427,23 @@ def test_only_its_own_directories_are_replaced(tmp_path: Path) -> None:
     file = packed(latent(tmp_path / "tiny"), "tq2_0", tmp_path)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    for taken in (tmp_path / "thesis", tmp_path / "tiny", Path(file.path)):
+    for taken, reason in (
+        (tmp_path / "thesis", "exists, and was not made by unpack"),
+        (tmp_path / "tiny", "exists, and was not made by unpack"),
+        (Path(file.path), "holds the model that is to be unpacked"),
+    ):
         before = content(taken)
-        with pytest.raises(UsageError, match="exists, and was not made by unpack"):
+        with pytest.raises(UsageError, match=reason):
             unpacked(file.path, taken)
         assert content(taken) == before
     unpacked(file.path, tmp_path / "baked")
     (tmp_path / "baked" / "old").write_text("")
     unpacked(file.path, tmp_path / "baked")
     assert not (tmp_path / "baked" / "old").exists()
+    inside = packed(tmp_path / "baked", "tq2_0", tmp_path / "baked")
+    with pytest.raises(UsageError, match="holds the model that is to be unpacked"):
+        unpacked(inside.path, tmp_path / "baked")
+    assert Path(inside.path).exists()
     with pytest.raises(BitconvertError, match="unpacked already"):
         unpacked(tmp_path / "baked", tmp_path / "twice")
 
