@@ -436,10 +436,14 @@ def test_damage_is_named_with_its_place(tmp_path: Path, content: bytes, told: st
 def test_a_config_that_promises_a_giant_allocates_nothing(tmp_path: Path, latent: Path) -> None:
     """The tensors are held against the config before there is a model of the size that it says."""
     content = Path(pack_one(latent, "tq2_0", tmp_path).path).read_bytes()
-    for key, value in (("feed_forward_length", 2**30), ("block_count", 2**31), ("attention.head_count", 2**31)):
+    for key, value, told in (
+        ("feed_forward_length", 2**30, r"ffn_\w+\.weight has shape \(\d+, \d+\), expected"),
+        ("block_count", 2**31, "block_count is 2147483648, with 21 tensors"),
+        ("attention.head_count_kv", 2**31, r"attn_k\.weight has shape \(128, 256\), expected"),
+    ):
         name = f"llama.{key}".encode()
         at = content.index(name) + len(name) + 4
         damaged = tmp_path / "giant.gguf"
         damaged.write_bytes(content[:at] + struct.pack("<I", value) + content[at + 4 :])
-        with pytest.raises(BitconvertError, match="giant.gguf"):
+        with pytest.raises(BitconvertError, match=told):
             open_checkpoint(str(damaged)).load()
