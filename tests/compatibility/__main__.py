@@ -9,6 +9,7 @@ that is the family's own class in transformers with the file's weights and the r
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ import transformers
 from rich.console import Console
 from torch import Tensor
 
+from bitconvert.demo.demo import MODEL
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.families import FAMILIES
@@ -36,6 +38,9 @@ TOKENS = 160
 SPOKEN = 24
 QVAC_FORMATS = ("tq1_0", "tq2_0", "f16")
 PROMPT = "Once upon a time"
+TRAINED = "demo"
+"""The trained model that ships with bitconvert, rounded without warmup: what it predicts is not chance."""
+
 PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 console = Console(stderr=True)
@@ -62,7 +67,7 @@ def main(target: Path) -> None:
     cells: dict[tuple[str, str, str], str] = {}
     refusals: dict[tuple[str, str], str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for variant in VARIANTS:
+        for variant in _models():
             console.print(variant)
             model = _latent(Path(scratch) / variant, variant)
             report = _packed(model)
@@ -74,8 +79,15 @@ def main(target: Path) -> None:
 # ---- the measurement -------------------------------------------------------------------------------------------------
 
 
+def _models() -> list[str]:
+    return [TRAINED, *VARIANTS]
+
+
 def _latent(directory: Path, variant: str) -> Checkpoint:
-    write_model(directory, variant)
+    if variant == TRAINED:
+        shutil.copytree(MODEL, directory)
+    else:
+        write_model(directory, variant)
     (directory / "chat_template.jinja").write_text(PLAIN_CHAT)
     Lineage(source=variant, lam=1.0, scaling=Scaling(), tokens_seen=0).save(directory)
     return open_checkpoint(str(directory))
@@ -161,10 +173,10 @@ def _head() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items() if name != "accelerate")
     return (
         "# Compatibility\n\nWritten by `make compatibility`; do not edit. A cell is: KL(bitconvert || client) in nats "
-        "per token · tokens on whose most likely successor both agree · difference of the perplexities. Tiny random "
-        f"models with large logits, {TOKENS} tokens of odd characters; random models are far more sensitive to "
-        "rounding than trained ones, and the llama.cpp types with int8 activations round at places where torch may "
-        "round the other way.\n\n"
+        "per token · tokens on whose most likely successor both agree · difference of the perplexities. The first row is "
+        "the trained model that ships with bitconvert, the others are tiny random models with large logits; "
+        f"{TOKENS} tokens of odd characters. Where activations are int8, torch and the client may round a value the "
+        "other way, and random models feel that far more than trained ones.\n\n"
         f"{date.today().isoformat()}, {versions}. Families: {', '.join(FAMILIES)}."
     )
 
@@ -172,7 +184,7 @@ def _head() -> str:
 def _table(client: str, formats: tuple[str, ...], cells: dict[tuple[str, str, str], str]) -> str:
     shown = [form for form in FORMATS if form in formats]
     rows = [["model", *shown], ["---"] * (len(shown) + 1)]
-    for variant in VARIANTS:
+    for variant in _models():
         rows.append([variant, *(cells.get((variant, client, form), "") for form in shown)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
