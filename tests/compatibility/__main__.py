@@ -173,8 +173,8 @@ def _head() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items() if name != "accelerate")
     return (
         "# Compatibility\n\nWritten by `make compatibility`; do not edit. A cell is: KL(bitconvert || client) in nats "
-        "per token · tokens on whose most likely successor both agree · difference of the perplexities. The first row is "
-        "the trained model that ships with bitconvert, the others are tiny random models with large logits; "
+        "per token · tokens on whose most likely successor both agree · difference of the perplexities. The first row "
+        "is the trained model that ships with bitconvert, the others are tiny random models with large logits; "
         f"{TOKENS} tokens of odd characters. Where activations are int8, torch and the client may round a value the "
         "other way, and random models feel that far more than trained ones.\n\n"
         f"{date.today().isoformat()}, {versions}. Families: {', '.join(FAMILIES)}."

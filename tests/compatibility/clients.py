@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.runtimes import open_runtime
 
 HERE = Path(__file__).parent
@@ -55,8 +56,11 @@ class XllamaCpp:
 
     def logits(self, path: Path, tokens: list[int]) -> Tensor:
         """See ``Client``."""
-        with open_runtime(path, n_ctx=len(tokens), threads=1) as runtime:
-            return torch.from_numpy(runtime.logits(tokens).copy())
+        try:
+            with open_runtime(path, n_ctx=len(tokens), threads=1) as runtime:
+                return torch.from_numpy(runtime.logits(tokens).copy())
+        except BitconvertError as error:
+            raise Failed(error.message.removeprefix(f"{path}: ")[:_LAST_WORDS]) from error
 
 
 @dataclass(frozen=True)
