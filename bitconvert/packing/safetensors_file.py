@@ -22,6 +22,8 @@ _NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
 }
 _ALIGNMENT = 8
 

@@ -35,7 +35,7 @@ class Format(ABC):
 
     name: str
     runs_in: ClassVar[str]
-    container: ClassVar[Literal["gguf", "bitnet"]]
+    container: ClassVar[Literal["gguf", "directory", "onnx"]]
     bits_per_weight: float
     row_multiple: int
 
