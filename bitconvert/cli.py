@@ -111,7 +111,9 @@ def pack(
     formats: Annotated[
         list[str],
         typer.Option(
-            "--format", help="tq1_0, tq2_0, q2_0, i2_s, q8_0, f16, bf16 (GGUF), safetensors; all. Repeatable."
+            "--format",
+            help="tq1_0, tq2_0, q2_0, i2_s, q8_0, f16, bf16 (GGUF), safetensors, compressed-tensors, "
+            "onnx; all. Repeatable.",
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="Directory for the files. Default: CHECKPOINT-packed.")] = None,

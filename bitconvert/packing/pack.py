@@ -8,16 +8,21 @@ from typing import Any
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.packing.bitnet_directory import BitnetDirectory
 from bitconvert.packing.companions import write_companions
 from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
 from bitconvert.packing.gguf_file import GgufFile
 from bitconvert.packing.job import Container, PackJob
+from bitconvert.packing.onnx_directory import OnnxDirectory
+from bitconvert.packing.safetensors_directory import SafetensorsDirectory
 from bitconvert.packing.source import promised_tensors, source_tensors
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Reporter, Silent
 
-CONTAINERS: Mapping[str, Container[Any]] = {"gguf": GgufFile(), "bitnet": BitnetDirectory()}
+CONTAINERS: Mapping[str, Container[Any]] = {
+    "gguf": GgufFile(),
+    "directory": SafetensorsDirectory(),
+    "onnx": OnnxDirectory(),
+}
 """What carries out a format, by ``Format.container``."""
 
 EVERY_FORMAT = "all"

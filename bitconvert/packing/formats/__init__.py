@@ -5,9 +5,11 @@ from __future__ import annotations
 from bitconvert.errors import UsageError
 from bitconvert.packing.formats.base import Format, GgufFormat
 from bitconvert.packing.formats.bf16 import BF16
+from bitconvert.packing.formats.compressed_tensors import CompressedTensors
 from bitconvert.packing.formats.f16 import F16
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.formats.i2_s import I2S
+from bitconvert.packing.formats.onnx import Onnx
 from bitconvert.packing.formats.q2_0 import Q2_0
 from bitconvert.packing.formats.q8_0 import Q8_0
 from bitconvert.packing.formats.tq1_0 import TQ1_0
@@ -15,7 +17,8 @@ from bitconvert.packing.formats.tq2_0 import TQ2_0
 from bitconvert.recipe import Scaling
 
 FORMATS: dict[str, Format] = {
-    row.name: row for row in (TQ1_0(), TQ2_0(), Q2_0(), I2S(), Q8_0(), F16(), BF16(), HfBitnet())
+    row.name: row
+    for row in (TQ1_0(), TQ2_0(), Q2_0(), I2S(), Q8_0(), F16(), BF16(), HfBitnet(), CompressedTensors(), Onnx())
 }
 """What ``--format`` accepts."""
 

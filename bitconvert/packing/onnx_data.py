@@ -1,0 +1,81 @@
+"""The weights of an ONNX model in a file beside its graph (``external data``), written one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+Stored = tuple[int, tuple[int, ...]]
+"""Type (of ``TensorProto``) and shape."""
+
+_PAGE = 4096  # a tensor that begins on one can be mapped into memory
+
+
+class OnnxData:
+    """Write every tensor once, in any order, inside the ``with`` block; read them by name after.
+
+    Args:
+        path: of the file; an existing one is overwritten.
+        stored: type and shape of every tensor.
+    """
+
+    def __init__(self, path: Path, stored: Mapping[str, Stored]) -> None:
+        self._path = path
+        self._stored = stored
+        self._unwritten = set(stored)
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name in stored:
+            self._offsets[name] = -(-end // _PAGE) * _PAGE
+            end = self._offsets[name] + self.nbytes(name)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None and self._unwritten:
+            raise ValueError(f"{self._path}: tensor {min(self._unwritten)} was never written")
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Write one tensor to its place; its type and shape must be as announced."""
+        if (values.dtype, values.shape) != (self._dtype(name), self._stored[name][1]):
+            raise ValueError(f"{self._path}: tensor {name} is {values.dtype} {values.shape}, not as announced")
+        self._file.seek(self._offsets[name])
+        self._file.write(np.ascontiguousarray(values).data)
+        self._unwritten.discard(name)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """What the finished file holds under a name."""
+        shape = self._stored[name][1]
+        values: NDArray[Any] = np.fromfile(self._path, self._dtype(name), math.prod(shape), offset=self._offsets[name])
+        return values.reshape(shape)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor."""
+        return math.prod(self._stored[name][1]) * self._dtype(name).itemsize
+
+    def references(self) -> list[TensorProto]:
+        """The tensors as the graph knows them: where in this file each one is."""
+        return [self._reference(name) for name in self._stored]
+
+    def _reference(self, name: str) -> TensorProto:
+        dtype, shape = self._stored[name]
+        tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
+        place = {"location": self._path.name, "offset": self._offsets[name], "length": self.nbytes(name)}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        return helper.tensor_dtype_to_np_dtype(self._stored[name][0])
