@@ -13,7 +13,6 @@ from bitconvert.models.gguf_file import open_gguf
 from bitconvert.models.gguf_parse import GgufTensor
 from bitconvert.models.gguf_source import LINEAGE_KEY
 from bitconvert.models.gguf_types import TERNARY
-from bitconvert.models.packed import scale_name, unpack_bitnet
 from bitconvert.models.pre_tokenizers import pre_tokenizer_of
 from bitconvert.models.tokenizers import backend_json, vocabulary_model
 from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
@@ -51,7 +50,7 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
     tensors = tuple(
         _gguf_tensors(checkpoint, reporter) if checkpoint.kind == "gguf" else _tensors(checkpoint, reporter)
     )
-    parameters = sum(tensor.parameters for tensor in tensors)
+    parameters = max(sum(tensor.parameters for tensor in tensors), 1)
     ternary = sum(tensor.parameters for tensor in tensors if tensor.ternary)
     return InspectReport(
         model=name,
@@ -70,13 +69,13 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
 
 def _tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
     names = checkpoint.tensor_names()
-    packed = {name for name in names if name.endswith(".weight") and checkpoint.is_packed(name)}
-    scales = {scale_name(name) for name in packed}  # told with the weight that they belong to
+    packed = {parts[0]: weight for weight, parts in checkpoint.packed.items()}
+    beside = {part for parts in checkpoint.packed.values() for part in parts[1:]}  # told with the codes
     for done, name in enumerate(names):
         reporter.advance(done, len(names))
         if name in packed:
-            yield _packed(checkpoint, name)
-        elif name not in scales:
+            yield _packed(checkpoint, packed[name])
+        elif name not in beside:
             yield _stored(checkpoint, name)
     reporter.advance(len(names), len(names))
 
@@ -93,10 +92,10 @@ def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
 
 
 def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
-    """Codes, in two bits or in floats, and the scale beside them."""
-    stored, beside = checkpoint.read(name), checkpoint.read(scale_name(name))
-    codes, scale = unpack_bitnet(stored, beside, checkpoint.config)
-    return _ternary(name, f"{checkpoint.dtype(name)}, packed ternary", stored.nbytes + beside.nbytes, codes, scale)
+    """Codes, in two bits or in floats, and what stands beside them."""
+    codes, scale = checkpoint.unpack(name)
+    nbytes = sum(checkpoint.read(part).nbytes for part in checkpoint.packed[name])
+    return _ternary(name, f"{checkpoint.stored_as(name)}, packed ternary", nbytes, codes, scale)
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------------------------
@@ -150,8 +149,8 @@ def _report(name: str, kind: str, size: int, values: Tensor, scale: ScaleSummary
         ternary=scale is not None,
         parameters=count,
         bytes=size,
-        bits_per_weight=8 * size / count,
-        zero_fraction=1 - int(values.count_nonzero()) / count,
+        bits_per_weight=8 * size / max(count, 1),
+        zero_fraction=1 - int(values.count_nonzero()) / max(count, 1),
         scale=scale,
     )
 
@@ -171,7 +170,7 @@ def _metadata(checkpoint: Checkpoint) -> Metadata:
 
 def _directory_metadata(checkpoint: Checkpoint) -> Metadata:
     told: Metadata = {key: checkpoint.config[key] for key in _SHOWN_CONFIG if key in checkpoint.config}
-    quantization = checkpoint.config.get("quantization_config", {})
+    quantization = checkpoint.config.get("quantization_config") or {}
     told |= {f"quantization.{key}": value for key, value in quantization.items() if isinstance(value, str)}
     return told | {"tokenizer.pre": _pre(checkpoint)}
 

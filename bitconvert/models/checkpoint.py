@@ -25,10 +25,17 @@ from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.gguf_file import whole_set
 from bitconvert.models.lineage import Lineage, read_lineage
-from bitconvert.models.packed import scale_name, scaled_bias, unpack_bitnet, unpacked_shape
+from bitconvert.models.packed import (
+    has_int8_activations,
+    is_readable,
+    packed_weights,
+    scaled_bias,
+    unpack,
+    unpacked_shape,
+)
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import bitlinears, freeze_ternary, insert_bitlinear
-from bitconvert.ternary.quantize import is_baked
+from bitconvert.ternary.quantize import TernaryTensor, is_baked
 
 Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
 
@@ -36,6 +43,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
+_MOST_LAYERS = 10_000  # many times those of any model; a damaged count would build empty layers for hours
 HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
@@ -47,7 +55,7 @@ class Checkpoint:
         name: the model as the user named it.
         path: the local directory, or the GGUF file.
         kind: plain (float weights), latent (float weights that mean ternary ones), baked (float weights that are
-            ternary and say so), packed (Hugging Face bitnet), gguf.
+            ternary and say so), packed (codes and scales), gguf.
         config: ``config.json`` as a dictionary (for GGUF, the same keys derived from its metadata).
         complete: the same with every default filled in, old and new names alike, as transformers reads it.
         family: the architecture's row.
@@ -96,7 +104,7 @@ class Checkpoint:
             return self.baked.title
         if self.kind == "gguf":
             return gguf_source.gguf_title(self.path) or self.base_name.removesuffix(".gguf")
-        return self.base_name.removesuffix("-bitnet") if self.kind == "packed" else self.base_name
+        return re.sub("-(bitnet|compressed-tensors)$", "", self.base_name) if self.kind == "packed" else self.base_name
 
     @property
     def max_context(self) -> int:
@@ -151,8 +159,10 @@ class Checkpoint:
         """
         if self.kind == "gguf":
             return self.fitting(self._gguf.shapes())
-        scales = {scale_name(name) for name in self.tensor_names() if self.is_packed(name)}
-        return self.fitting({name: self._meant_shape(name) for name in self.tensor_names() if name not in scales})
+        beside = {part for parts in self.packed.values() for part in parts[1:]}
+        weight_of = {parts[0]: weight for weight, parts in self.packed.items()}
+        names = [weight_of.get(name, name) for name in self.tensor_names() if name not in beside]
+        return self.fitting({name: self._meant_shape(name) for name in names})
 
     def read_weight(self, name: str) -> Tensor:
         """Read one of ``weights`` in float32: codes and quantized values decoded, latents as they are.
@@ -164,32 +174,46 @@ class Checkpoint:
             weight = self._gguf.read(name)
             _check_finite(self.name, name, weight)
             return weight
+        if name in self.packed:
+            return self.unpack(name).dequantize()
         stored = self.read(name)
-        if not self.is_packed(name):
-            return stored.float()
-        beside = self.read(scale_name(name))
-        if name.endswith(".bias"):
-            return scaled_bias(stored, beside, self.config)
+        parts = self.packed.get(f"{name.removesuffix('.bias')}.weight")
+        return scaled_bias(stored, self.read(parts[1]), self.config) if parts else stored.float()
+
+    def unpack(self, name: str) -> TernaryTensor:
+        """Codes and scale of a packed weight.
+
+        Raises:
+            BitconvertError: a part of it is missing or damaged.
+        """
+        parts = [self.read(part) for part in self.packed[name]]
         try:
-            return unpack_bitnet(stored, beside, self.config).dequantize()
+            return unpack(parts, self.config)
         except BitconvertError as error:
             raise BitconvertError(f"{self.name}: tensor {name}: {error.message}", error.hint) from error
 
     def stored_as(self, name: str) -> str:
         """How one of ``weights`` is stored: F32, U8, Q4_1 …"""
-        return self._gguf.stored_as(name) if self.kind == "gguf" else self.dtype(name)
+        return self._gguf.stored_as(name) if self.kind == "gguf" else self.dtype(self.packed.get(name, (name,))[0])
 
-    def is_packed(self, name: str) -> bool:
-        """Whether a tensor of the files is the weight or the bias of a linear layer that has a scale beside it."""
-        return (
-            self.kind == "packed"
-            and self.family.is_ternary_module(name.rpartition(".")[0])
-            and scale_name(name) in self._files
-        )
+    @cached_property
+    def packed(self) -> dict[str, tuple[str, ...]]:
+        """The linears' weights that a packed directory holds as codes and scales, each with the tensors it is in."""
+        if self.kind != "packed":
+            return {}
+        found = packed_weights(self._files, self.config)
+        return {name: parts for name, parts in found.items() if self._is_linear(name)}
+
+    def _is_linear(self, name: str) -> bool:
+        return self.family.is_ternary_module(name.removesuffix(".weight"))
 
     def _meant_shape(self, name: str) -> tuple[int, ...]:
-        shape = self.shape(name)
-        return unpacked_shape(shape, self.dtype(name)) if self.is_packed(name) else shape
+        if name not in self.packed:
+            return self.shape(name)
+        codes, _, *told = self.packed[name]
+        if told:  # by a tensor of its own
+            return tuple(self.read(told[0]).flatten().tolist())
+        return unpacked_shape(self.shape(codes), self.dtype(codes))
 
     @cached_property
     def _gguf(self) -> gguf_source.GgufWeights:
@@ -197,7 +221,10 @@ class Checkpoint:
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        return dict(_tensor_files(self.path))
+        files = dict(_tensor_files(self.path))
+        if not files:
+            raise BitconvertError(f"{self.path}: its weight files hold no tensor", "download the model again")
+        return files
 
     # ---- what the config promises ---------------------------------------------------------------------------------
 
@@ -273,8 +300,9 @@ class Checkpoint:
         """The model as its file means it, in float32 and evaluation mode.
 
         A latent checkpoint is rounded, packed and GGUF codes are decoded, and int8 activations come with them, and with
-        baked weights: one scale per token as in training, or for GGUF one per block as in llama.cpp. A plain model, or
-        a GGUF file without ternary weights, stays as it is.
+        baked weights: one scale per token as in training, or for GGUF one per block as in llama.cpp. A plain model, a
+        GGUF file without ternary weights, and compressed-tensors, whose runtimes keep activations as they are, do not
+        round them.
         """
         model = self._load_packed() if self.kind == "packed" else self._load_float()
         ternary = self._ternary_linears(model)
@@ -308,7 +336,8 @@ class Checkpoint:
             return {}
         linears = self._linears(model)
         if self.kind == "packed":
-            return dict.fromkeys(name for name in linears if self.is_packed(f"{name}.weight"))
+            packed = [name for name in linears if f"{name}.weight" in self.packed]
+            return dict.fromkeys(packed if has_int8_activations(self.config) else [])
         if self.kind != "gguf":
             return dict.fromkeys(linears)
         blocks = gguf_source.activation_blocks(self.path)
@@ -338,6 +367,8 @@ def open_checkpoint(name: str) -> Checkpoint:
         BitconvertError: it is not there, or not a model that bitconvert can read.
     """
     path = Path(name).expanduser()
+    if path.is_file() and path.suffix in (".onnx", ".onnx_data"):
+        raise BitconvertError(f"{name}: ONNX files are not read back", "give the checkpoint that it was packed from")
     if path.is_dir() or path.is_file():
         return Checkpoint(name, path)
     return Checkpoint(name, _download(name))
@@ -383,6 +414,11 @@ def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedCo
 
     transformers itself reads it, so that GGUF and safetensors agree on what a missing key means.
     """
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise BitconvertError(
+            f"{name}: its config.json tells of {layers} layers", "download the original config.json again"
+        )
     unsaid = ("model_type", "quantization_config")
     known = {key: value for key, value in config.items() if key not in unsaid}
     with _bad_config_named(name):
@@ -409,7 +445,7 @@ def _kind(name: str, config: dict[str, Any], lineage: Lineage | None, baked: Bak
         return "baked"
     if quantization is None:
         return "latent" if lineage else "plain"
-    if quantization.get("quant_method") != "bitnet":
+    if not is_readable(quantization):
         raise BitconvertError(
             f"{name}: already quantized ({quantization.get('quant_method')})",
             "give the original, unquantized model",
@@ -451,6 +487,8 @@ def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
         weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise BitconvertError(f"{index}: not a weight index ({error})", "download the file again") from error
+    if not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise BitconvertError(f"{index}: not a weight index (a shard has no name)", "download the file again")
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise BitconvertError(f"{index}: shard '{shard}' lies outside the directory", "do not trust this model")
@@ -462,6 +500,10 @@ def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _no_safetensors(directory: Path) -> BitconvertError:
+    if (directory / "onnx").is_dir():
+        return BitconvertError(
+            f"{directory / 'onnx'}: ONNX files are not read back", "give the checkpoint that they were packed from"
+        )
     pickled = [file for file in _PICKLED if (directory / file).exists()]
     if pickled:
         return BitconvertError(
@@ -473,23 +515,14 @@ def _no_safetensors(directory: Path) -> BitconvertError:
     )
 
 
-class _open_safetensors:
-    """``safe_open`` whose errors name the file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        try:
-            self._file = safe_open(self._path, framework="pt")
-            return self._file.__enter__()  # type: ignore[no-untyped-call]
-        except (SafetensorError, OSError) as error:
-            raise BitconvertError(
-                f"{self._path}: truncated or not safetensors ({error})", "download it again"
-            ) from error
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.__exit__(*exc)  # type: ignore[no-untyped-call]
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """``safe_open`` whose errors name the file, those of a tensor that is not in it too."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BitconvertError(f"{path}: truncated or not safetensors ({error})", "download it again") from error
 
 
 def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
@@ -508,10 +541,10 @@ def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> 
             local_files_only=True,
             use_safetensors=True,
         )
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+    except Exception as error:  # as for the config: exceptions of many kinds, also from generation_config.json
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BitconvertError(
-            f"{checkpoint.name}: its weights do not load ({str(error).strip().splitlines()[0]})",
-            "the weights must belong to its config.json",
+            f"{checkpoint.name}: its weights do not load ({reason})", "the weights must belong to its config.json"
         ) from error
     loaded: PreTrainedModel = model
     return loaded

@@ -30,6 +30,7 @@ PHI3_KEEPS_SPACES = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 """The tokens that it spares."""
 
 _LONGEST_PIECE = 512
+_HIGHEST_ID = 2**24  # sixty times those of the largest vocabularies; the library fills every number up to the highest
 
 _REPLACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPENDS = {"type": "Prepend", "prepend": SPACE}
@@ -58,6 +59,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         raise BitconvertError(
             f"{directory}: {type(tokenizer).__name__} has no fast tokenizer",
             "save the tokenizer as tokenizer.json (tokenizer.save_pretrained of a fast tokenizer)",
+        )
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest > _HIGHEST_ID:
+        raise BitconvertError(
+            f"{directory}: its tokenizer has a token of number {highest}", "download the tokenizer files again"
         )
     if not has_json:
         _space_like_sentencepiece(tokenizer.backend_tokenizer)
