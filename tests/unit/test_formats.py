@@ -19,7 +19,9 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_types
 from bitconvert.packing.formats import FALLBACKS, FORMATS, GgufFormat, formats_that_hold
 from bitconvert.packing.formats.base import block_scales, with_stored_scale
+from bitconvert.packing.formats.directory import DirectoryFormat
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
+from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.quantize import TernaryTensor, scale_shape, ternarize
 
@@ -29,7 +31,8 @@ settings.load_profile("busy machines")
 TQ1_0, TQ2_0, I2_S, BF16 = (FORMATS[name] for name in ("tq1_0", "tq2_0", "i2_s", "bf16"))
 Q2_0, Q8_0, F16 = FALLBACKS
 GGUF_FORMATS = [TQ1_0, TQ2_0, *FALLBACKS]
-HF_BITNET = FORMATS["safetensors"]
+HF_BITNET, COMPRESSED_TENSORS, ONNX = (FORMATS[name] for name in ("safetensors", "compressed-tensors", "onnx"))
+ANY_SCALING = ("compressed-tensors", "onnx")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "formats.json").read_text())
 
 by_name = pytest.mark.parametrize("form", GGUF_FORMATS, ids=lambda form: form.name)
@@ -94,34 +97,97 @@ def test_a_trained_weight_survives_from_ternarize_to_bytes() -> None:
     np.testing.assert_array_equal(TQ2_0.encode(tensor), reference)
 
 
-@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_hf_bitnet_gives_back_codes_and_scale(data: st.DataObject, dtype: torch.dtype) -> None:
+@given(data=st.data())
+def test_hf_bitnet_gives_back_codes_and_scale(data: st.DataObject) -> None:
     codes = data.draw(ternary_tensors(8)).codes
     codes = codes.repeat(4, 1)
     scale = torch.tensor([data.draw(st.floats(1e-5, 100))])
-    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, scale), dtype)
-    assert weight.shape == (codes.shape[0] // 4, codes.shape[1])
-    assert weight_scale.shape == (1,)
-    assert weight_scale.dtype == dtype
-    decoded = HF_BITNET.decode(weight, weight_scale)
+    parts = HF_BITNET.encode(TernaryTensor(codes, scale))
+    require_announced(HF_BITNET, parts, tuple(codes.shape), Scaling())
+    decoded = HF_BITNET.decode(parts)
     assert torch.equal(decoded.codes, codes)
     if codes.any():
-        torch.testing.assert_close(decoded.scale, scale, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=0)
+        torch.testing.assert_close(decoded.scale, scale, rtol=1e-6, atol=0)
+
+
+@given(data=st.data(), block=st.sampled_from([4, 24, 64]))
+def test_compressed_tensors_gives_back_codes_and_scales(data: st.DataObject, block: int) -> None:
+    tensor = data.draw(ternary_tensors(block))
+    rows, columns = tensor.codes.shape
+    grouped = tensor.scale.dim() == 2 and tensor.scale.shape[1] > 1
+    scaling = Scaling(granularity=f"group:{columns // tensor.scale.shape[1]}" if grouped else "row")
+    parts = COMPRESSED_TENSORS.encode(tensor)
+    require_announced(COMPRESSED_TENSORS, parts, (rows, columns), scaling)
+    decoded = COMPRESSED_TENSORS.decode(parts)
+    assert torch.equal(decoded.codes, tensor.codes)
+    assert torch.equal(decoded.dequantize(), tensor.dequantize())
+
+
+@given(data=st.data(), columns=st.integers(1, 70))
+def test_compressed_tensors_packs_and_unpacks_the_same(data: st.DataObject, columns: int) -> None:
+    """Rows of any length, also those that end within a word."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+
+    codes = torch.randint(-1, 2, (3, columns), generator=torch.Generator().manual_seed(columns), dtype=torch.int8)
+    packed = COMPRESSED_TENSORS.encode(TernaryTensor(codes, torch.ones(1)))["weight_packed"]
+    assert torch.equal(packed, pack_to_int32(codes, 2))
+    assert torch.equal(unpack_from_int32(packed, 2, codes.shape), codes)
+
+
+@given(data=st.data(), block=st.sampled_from([16, 32, 48, 128]))
+def test_onnx_gives_back_codes_and_scales(data: st.DataObject, block: int) -> None:
+    tensor = data.draw(ternary_tensors(block))
+    columns = tensor.codes.shape[1]
+    whole = ONNX.block(Scaling(granularity=f"group:{columns // tensor.scale.shape[-1]}"))
+    packed, scales = ONNX.encode(tensor, whole)
+    decoded = ONNX.decode(packed, scales, columns)
+    assert torch.equal(decoded.codes, tensor.codes)
+    assert torch.equal(decoded.dequantize(), tensor.dequantize())
+
+
+@pytest.mark.parametrize(("columns", "block"), [(64, 16), (96, 32), (40, 32), (256, 128), (100, 64)])
+def test_onnx_runtime_reads_the_same_weights(columns: int, block: int) -> None:
+    """The identity goes in, so the weights themselves come out, bit for bit."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = torch.Generator().manual_seed(columns)
+    codes = torch.randint(-1, 2, (7, columns), generator=generator, dtype=torch.int8)
+    tensor = TernaryTensor(codes, (torch.rand(7, 1, generator=generator) + 0.01).half().float())
+    parts = [numpy_helper.from_array(part, name) for part, name in zip(ONNX.encode(tensor, block), "BS", strict=True)]
+    node = helper.make_node(
+        "MatMulNBits", ["A", "B", "S"], ["Y"], domain="com.microsoft", K=columns, N=7, bits=2, block_size=block
+    )
+    ends = [helper.make_tensor_value_info(*end) for end in (("A", 1, ["n", columns]), ("Y", 1, ["n", 7]))]
+    assert TensorProto.FLOAT == 1
+    graph = helper.make_graph([node], "one layer", ends[:1], ends[1:], parts)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (product,) = session.run(None, {"A": np.eye(columns, dtype=np.float32)})
+    np.testing.assert_array_equal(product.T, tensor.dequantize().numpy())
+
+
+def require_announced(
+    form: DirectoryFormat, parts: dict[str, torch.Tensor], shape: tuple[int, ...], scaling: Scaling
+) -> None:
+    """What a format encodes is what it said it would."""
+    given = {suffix: TensorSpec(part.dtype, tuple(part.shape)) for suffix, part in parts.items()}
+    assert given == form.specs(shape, scaling)
 
 
 def test_hf_bitnet_bytes_are_those_that_transformers_packs() -> None:
     from transformers.integrations.bitnet import pack_weights
 
     codes = torch.randint(-1, 2, (12, 5), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
-    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.25])), torch.float32)
-    assert torch.equal(weight, pack_weights(codes.float()))
-    assert weight_scale.tolist() == [4.0]
+    parts = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.25])))
+    assert torch.equal(parts["weight"], pack_weights(codes.float()))
+    assert parts["weight_scale"].tolist() == [4.0]
 
 
 def test_an_all_zero_matrix_has_a_finite_inverse_scale_in_hf_bitnet() -> None:
     zeros = ternarize(torch.zeros(4, 8), Scaling())
-    _, weight_scale = HF_BITNET.encode(zeros, torch.float32)
-    assert weight_scale.tolist() == [1.0]
+    assert HF_BITNET.encode(zeros)["weight_scale"].tolist() == [1.0]
 
 
 # ---- layouts written out by hand -------------------------------------------------------------------------------------
@@ -236,9 +302,23 @@ def test_i2_s_bytes_that_mean_nothing_are_refused() -> None:
 
 def test_golden_bytes_of_hf_bitnet() -> None:
     codes = golden_tensor().codes.view(8, 128)
-    weight, weight_scale = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.3])), torch.bfloat16)
-    stored = weight.numpy().tobytes() + weight_scale.view(torch.uint8).numpy().tobytes()
-    assert stored.hex() == GOLDEN["safetensors"]
+    parts = HF_BITNET.encode(TernaryTensor(codes, torch.tensor([0.3])))
+    assert (parts["weight"].numpy().tobytes() + parts["weight_scale"].numpy().tobytes()).hex() == GOLDEN["safetensors"]
+
+
+def test_golden_bytes_of_compressed_tensors() -> None:
+    """Made by compressed-tensors' own ``pack_to_int32``; rows of 500 end within a word."""
+    parts = COMPRESSED_TENSORS.encode(TernaryTensor(golden_tensor().codes[:, :500], torch.ones(1)))
+    assert parts["weight_packed"].numpy().tobytes().hex() == GOLDEN["compressed-tensors"]
+
+
+def test_onnx_by_hand() -> None:
+    """Four neighbours a byte, low bits first, stored as code + 2; the row's end is filled up with zeros."""
+    packed, scales = ONNX.encode(
+        TernaryTensor(torch.tensor([[-1, 0, 1, 0, 1, 1]], dtype=torch.int8), torch.ones(1)), 16
+    )
+    assert packed.tolist() == [[[0b10_11_10_01, 0b10_10_11_11, 0b10_10_10_10, 0b10_10_10_10]]]
+    assert scales.tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize(
@@ -272,15 +352,16 @@ def test_other_scales_are_rounded_to_float16(scale: float) -> None:
 @pytest.mark.parametrize(
     ("granularity", "holders"),
     [
-        ("tensor", ["tq1_0", "tq2_0", "q2_0", "i2_s", "q8_0", "f16", "bf16", "safetensors"]),
-        ("row", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
-        ("group:256", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
-        ("group:512", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16"]),
-        ("group:128", ["q2_0", "q8_0", "f16", "bf16"]),
-        ("group:64", ["q2_0", "q8_0", "f16", "bf16"]),
-        ("group:96", ["q8_0", "f16", "bf16"]),
-        ("group:32", ["q8_0", "f16", "bf16"]),
-        ("group:16", ["f16", "bf16"]),
+        ("tensor", ["tq1_0", "tq2_0", "q2_0", "i2_s", "q8_0", "f16", "bf16", "safetensors", *ANY_SCALING]),
+        ("row", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:256", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:512", ["tq1_0", "tq2_0", "q2_0", "q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:128", ["q2_0", "q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:64", ["q2_0", "q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:96", ["q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:32", ["q8_0", "f16", "bf16", *ANY_SCALING]),
+        ("group:16", ["f16", "bf16", *ANY_SCALING]),
+        ("group:24", ["f16", "bf16", "compressed-tensors"]),
     ],
 )
 def test_formats_that_hold_a_scaling(granularity: str, holders: list[str]) -> None:
@@ -291,6 +372,7 @@ def test_refusals_give_the_reason() -> None:
     assert "256 weights, and a group is 128" in str(TQ2_0.refusal(Scaling(granularity="group:128")))
     assert "one scale per tensor" in str(HF_BITNET.refusal(Scaling(granularity="row")))
     assert "one scale per tensor" in str(I2_S.refusal(Scaling(granularity="row")))
+    assert "blocks of 16 or more, and a group is 24" in str(ONNX.refusal(Scaling(granularity="group:24")))
     assert isinstance(HF_BITNET, HfBitnet)
     assert HF_BITNET.shape_refusal((8, 3)) is None
     assert "6 rows" in str(HF_BITNET.shape_refusal((6, 8)))

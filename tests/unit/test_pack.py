@@ -398,11 +398,11 @@ def test_a_scaling_that_a_format_cannot_hold_is_refused_with_those_that_can(tmp_
     by_row = make_latent(tmp_path / "row", scaling=Scaling(granularity="row"))
     error = refused(by_row, ["tq2_0", "safetensors"], tmp_path / "out")
     assert "one scale per tensor" in error.message
-    assert error.hint == "formats that can: tq1_0, tq2_0, q2_0, q8_0, f16, bf16"
+    assert error.hint == "formats that can: tq1_0, tq2_0, q2_0, q8_0, f16, bf16, compressed-tensors, onnx"
     by_group = make_latent(tmp_path / "group", scaling=Scaling(granularity="group:64"))
     error = refused(by_group, ["tq2_0"], tmp_path / "out")
     assert "a group is 64" in error.message
-    assert error.hint == "formats that can: q2_0, q8_0, f16, bf16"
+    assert error.hint == "formats that can: q2_0, q8_0, f16, bf16, compressed-tensors, onnx"
 
 
 def test_rows_that_transformers_cannot_pack_are_refused_by_name(tmp_path: Path) -> None:
@@ -503,7 +503,5 @@ def test_a_flipped_byte_in_safetensors_is_noticed(
 
 def test_a_wrong_encoder_is_noticed(tmp_path: Path, latent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = HfBitnet.encode
-    monkeypatch.setattr(
-        HfBitnet, "encode", lambda self, ternary, dtype: right(self, ternary._replace(codes=-ternary.codes), dtype)
-    )
+    monkeypatch.setattr(HfBitnet, "encode", lambda self, ternary: right(self, ternary._replace(codes=-ternary.codes)))
     assert "does not read back" in refused(latent, ["safetensors"], tmp_path / "out").message

@@ -34,6 +34,7 @@ from bitconvert.training.warmup import warmup
 from tests.models import VARIANTS, write_gguf, write_model
 
 TOKENS = torch.arange(3, 60).view(1, -1)
+READ_BACK = [name for name in FORMATS if name != "onnx"]
 A_LINEAR = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -114,7 +115,7 @@ def assert_same_model(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group:64", "group:256"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", READ_BACK)
 def test_packing_again_gives_the_same_bytes(tmp_path: Path, form: str, granularity: str) -> None:
     scaling = Scaling(estimator="mse", granularity=granularity)
     if FORMATS[form].refusal(scaling):
@@ -153,7 +154,7 @@ def test_all_formats_and_the_latents_mean_the_same_weights(tmp_path: Path) -> No
     meant = weights(tmp_path / "latent")
     rounded = ternarize(weights(model)[A_LINEAR], Scaling()).with_fp16_scale().dequantize()
     assert torch.equal(meant[A_LINEAR], rounded)
-    for form in FORMATS:
+    for form in READ_BACK:
         unpacked(packed(model, form, tmp_path / "out").path, tmp_path / form)
         found = weights(tmp_path / form)
         assert found.keys() == meant.keys()
