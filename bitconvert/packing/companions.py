@@ -111,9 +111,9 @@ def _origin(job: PackJob) -> str:
             f"{made} by rounding alone, without any training: a baseline to compare with. Such a model has forgotten "
             "what the original knew."
         )
+    trained = ", and were trained with int8 activations" if job.checkpoint.lineage else ""
     return (
-        f"{made}: the linear layers of every block are ternary ({{-1, 0, +1}} times a scale, {job.scaling}) and take "
-        "int8 activations."
+        f"{made}: the linear layers of every block are ternary ({{-1, 0, +1}} times a scale, {job.scaling}){trained}."
     )
 
 
