@@ -90,7 +90,8 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     vocabulary = _used(file, tokens)
-    merges = _merges_by_score(vocabulary, file.require("tokenizer.ggml.scores"))
+    found_whole = {token.content for token in _added_tokens(file, tokens)}
+    merges = _merges_by_score(vocabulary, file.require("tokenizer.ggml.scores"), found_whole)
     unknown = _special(file, tokens, "unknown_token_id") or tokens[0]
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefixed = bool(file.get("tokenizer.ggml.add_space_prefix", True))
@@ -109,12 +110,16 @@ def _used(file: GgufFile, tokens: list[str]) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens) if types[index] != TokenType.UNUSED}
 
 
-def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every pair that spells a token, best score first: SentencePiece's rule as a merge list."""
+def _merges_by_score(vocabulary: dict[str, int], scores: list[float], found_whole: set[str]) -> list[tuple[str, str]]:
+    """Every pair that spells a token, best score first: SentencePiece's rule as a merge list.
+
+    Tokens that are found whole, before anything is merged, need no pairs.
+    """
     require_short_pieces(vocabulary)
     pairs = [
         (-scores[index], token[:cut], token[cut:])
         for token, index in vocabulary.items()
+        if token not in found_whole
         for cut in range(1, len(token))
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]

@@ -372,16 +372,18 @@ def _scores(tokens: list[str | None], document: Json) -> list[float]:
     SentencePiece joins the neighbours whose joined token scores best, whichever two they are; a merge list may allow
     only some pairs, or rank those of one token apart. Lists converted from a SentencePiece model do neither.
     """
-    pairs = _merges(document)
+    pairs, added = _merges(document), _added_tokens(document)
     ranks: dict[str, int] = {}
     previous = ""
-    for rank, (left, right) in enumerate(pairs):
-        if left + right != previous and left + right in ranks:
+    for left, right in pairs:
+        token = left + right
+        if token != previous and token in ranks:
             raise _not_sentencepiece((left, right), "is ranked apart from the other merges of its token")
-        ranks.setdefault(left + right, rank)
-        previous = left + right
+        if _is_merged(token, added):
+            ranks.setdefault(token, len(ranks))
+        previous = token
     _require_all_pairs(set(pairs), document)
-    lowest = len(pairs)  # single characters come from no merge
+    lowest = len(ranks)  # single characters come from no merge
     return [float(-ranks.get(token, lowest)) if token is not None else float(-lowest) for token in tokens]
 
 
