@@ -198,10 +198,19 @@ class Checkpoint:
 
     @cached_property
     def packed(self) -> dict[str, tuple[str, ...]]:
-        """The linears' weights that a packed directory holds as codes and scales, each with the tensors it is in."""
+        """The linears' weights that a packed directory holds as codes and scales, each with the tensors it is in.
+
+        Raises:
+            BitconvertError: codes without a scale.
+        """
         if self.kind != "packed":
             return {}
         found = packed_weights(self._files, self.config)
+        for name in self._files.keys() - found.keys():
+            if self._is_linear(name) and self.dtype(name) == "U8":
+                raise BitconvertError(
+                    f"{self.name}: tensor {name}_scale is missing", "download or pack the model again"
+                )
         return {name: parts for name, parts in found.items() if self._is_linear(name)}
 
     def _is_linear(self, name: str) -> bool:
