@@ -33,6 +33,7 @@ from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Silent
 from tests.compatibility.clients import Client, Failed, installed_clients, qvac_text, qvac_version
 from tests.models import NASTY, VARIANTS, write_model
+from tests.texts import STORY
 
 TOKENS = 160
 SPOKEN = 24
@@ -71,7 +72,8 @@ def main(target: Path) -> None:
             console.print(variant)
             model = _latent(Path(scratch) / variant, variant)
             report = _packed(model)
-            refusals |= {(variant, name): reason for name, reason in report.refusals.items()}
+            for name, reason in report.refusals.items():
+                refusals[variant, name] = reason.removeprefix(f"{model.name}: ")
             cells |= {(variant, *key): cell for key, cell in _measured(model, report, clients)}
     target.write_text(_page(clients, cells, refusals), encoding="utf-8")
 
@@ -100,7 +102,8 @@ def _packed(model: Checkpoint) -> PackReport:
 
 def _measured(model: Checkpoint, report: PackReport, clients: list[Client]) -> Iterable[tuple[tuple[str, str], str]]:
     """((client, format), cell) for each pair that there is."""
-    tokens = model.tokenizer()("".join(NASTY[3:]))["input_ids"][:TOKENS]
+    text = STORY if model.base_name == TRAINED else "".join(NASTY[3:])
+    tokens = model.tokenizer()(text)["input_ids"][:TOKENS]
     files = {file.format: file for file in report.files}
     for form, file in files.items():
         takers = [client for client in clients if form in client.formats]
@@ -163,7 +166,8 @@ def _page(clients: list[Client], cells: dict[tuple[str, str, str], str], refusal
     if qvac_version():
         parts.append(
             f"## QVAC Fabric (@qvac/llm-llamacpp {qvac_version()}, npm, CPU)\n\nIt gives text, no logits: how far its "
-            f"greedy text equals llama.cpp's.\n\n{_table('QVAC Fabric', QVAC_FORMATS, cells)}"
+            "greedy text equals llama.cpp's. Around a prompt for Qwen 3 it puts a template of its own.\n\n"
+            f"{_table('QVAC Fabric', QVAC_FORMATS, cells)}"
         )
     parts.append(f"## What was refused\n\n{_refused(refusals)}")
     return "\n\n".join(parts) + "\n"
@@ -172,11 +176,13 @@ def _page(clients: list[Client], cells: dict[tuple[str, str, str], str], refusal
 def _head() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items() if name != "accelerate")
     return (
-        "# Compatibility\n\nWritten by `make compatibility`; do not edit. A cell is: KL(bitconvert || client) in nats "
-        "per token · tokens on whose most likely successor both agree · difference of the perplexities. The first row "
-        "is the trained model that ships with bitconvert, the others are tiny random models with large logits; "
-        f"{TOKENS} tokens of odd characters. Where activations are int8, torch and the client may round a value the "
-        "other way, and random models feel that far more than trained ones.\n\n"
+        "# Compatibility\n\nWritten by `make compatibility`; do not edit.\n\n"
+        "A cell is: KL(bitconvert || client) in nats per token · tokens on whose most likely successor both agree · "
+        "difference of the perplexities. Empty: refused, see the end. The first row is the trained model that ships "
+        "with bitconvert, rounded, on a story; the others are tiny random models with large logits, on odd characters; "
+        f"{TOKENS} tokens each. Where activations are int8, torch and the client may round a value the other way, and "
+        "models like these feel that far more than well-trained ones. No client here reads I2_S: its bytes are held "
+        "against the layout in tests/unit/test_formats.py.\n\n"
         f"{date.today().isoformat()}, {versions}. Families: {', '.join(FAMILIES)}."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 NPM = HERE.parents[1] / ".venv" / "npm"
 """Where ``make compatibility`` installs the packages for node and bare."""
 
+_REASON = re.compile("invalid ggml type")  # the first cause, which a binding buries under its own words
 _LAST_WORDS = 160  # of a program that failed
 
 
@@ -174,8 +176,9 @@ def _beside_packages(script: str) -> Path:
 def _run(words: list[str]) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise Failed((said or [f"exit status {done.returncode}"])[-1][:_LAST_WORDS])
+        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        reasons = [line for line in said if _REASON.search(line)] or said[-1:]
+        raise Failed(reasons[0][:_LAST_WORDS])
     return done.stdout
 
 
