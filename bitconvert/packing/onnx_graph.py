@@ -184,11 +184,8 @@ class Decoder:
         head = self._plain(HEAD if HEAD in self._shapes else EMBEDDING)
         flat = op("Gemm", op("Reshape", x, integers(-1, self._config.hidden_size)), head, transB=1)
         shape = op("Concat", op("Shape", "input_ids"), integers(self._config.vocab_size), axis=0)
-        flat = (
-            op("Div", flat, self.graph.number(self._config.logits_scaling))
-            if hasattr(self._config, "logits_scaling")
-            else flat
-        )
+        if hasattr(self._config, "logits_scaling"):
+            flat = op("Div", flat, self.graph.number(self._config.logits_scaling))
         op("Reshape", flat, shape, output="logits")
 
     # ---- the parts -------------------------------------------------------------------------------------------------
