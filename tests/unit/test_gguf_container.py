@@ -64,6 +64,11 @@ def test_required_keys_are_there(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "attention_factor": 1.5}},
             "attention_factor 1.5",
         ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "truncate": False}},
+            "truncate False",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": None}}, "yarn with factor None"),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:

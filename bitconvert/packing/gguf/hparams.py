@@ -20,6 +20,7 @@ _YARN: dict[str, Any] = {
     "beta_slow": (1, None),
     "mscale": None,
     "mscale_all_dim": None,
+    "truncate": (True, None),
 }
 """What llama.cpp's graphs compute with, unless a family says otherwise; a tuple holds several spellings."""
 
@@ -99,6 +100,8 @@ def _unlike_its_rope(config: PreTrainedConfig, family: Family) -> Unlike:
         yield f"rope_type '{local['rope_type']}' in layers with a sliding window", "default"
     if not family.partial_rope and rope.get("partial_rotary_factor", 1) != 1:
         yield f"partial_rotary_factor {rope['partial_rotary_factor']}", "1"
+    if rope["rope_type"] in ("linear", "llama3", "yarn") and rope.get("factor") is None:
+        yield f"{rope['rope_type']} with factor None", "a number"
     if rope["rope_type"] == "yarn":
         for key, value in (_YARN | dict(family.rope)).items():
             if rope.get(key) not in spellings(value):
