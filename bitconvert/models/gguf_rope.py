@@ -19,6 +19,13 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 ROPE_TENSORS = frozenset({_LLAMA3, _LONG, _SHORT})
 """Tensors that are no weights: they hold what a config holds."""
 
+_USUAL = {
+    "rope.scaling.attn_factor": 1,
+    "rope.scaling.yarn_beta_fast": 32,
+    "rope.scaling.yarn_beta_slow": 1,
+}
+"""Further keys by which llama.cpp's graphs rotate, or some of them, and their values where a file leaves them out."""
+
 _SAME = 1e-5  # relative; float32 stands between the two
 
 
@@ -91,11 +98,13 @@ def _rotated_part(file: GgufFile, family: Family, config: Any) -> Rope:
 def _scaling(file: GgufFile, family: Family, config: Any, theta: float) -> Rope:
     """The kind of rotary embedding, and what belongs to the kind."""
     kind = _kind(file, family)
+    if kind != "longrope":
+        _require_usual(file, family)
     if kind == "llama3":
         return _recovered_llama3(file, theta, head_dim(config))
     rope: Rope = {"rope_type": kind}
     if kind in ("linear", "yarn"):
-        rope["factor"] = file.require(f"{family.gguf_arch}.rope.scaling.factor")
+        rope["factor"] = _factor(file, family) or file.require(f"{family.gguf_arch}.rope.scaling.factor")
     if kind == "yarn":
         key = f"{family.gguf_arch}.rope.scaling.original_context_length"
         rope["original_max_position_embeddings"] = file.require(key)
@@ -109,7 +118,8 @@ def _scaling(file: GgufFile, family: Family, config: Any, theta: float) -> Rope:
 
 
 def _kind(file: GgufFile, family: Family) -> str:
-    named = str(_get(file, family, "rope.scaling.type", "none"))
+    unnamed = "none" if _factor(file, family) in (None, 1) else "linear"  # as llama.cpp takes it
+    named = str(_get(file, family, "rope.scaling.type", unnamed))
     kind = "default" if named == "none" else named
     if _LLAMA3 in file.tensors:
         kind = "llama3"
@@ -121,6 +131,23 @@ def _kind(file: GgufFile, family: Family) -> str:
             f"supported: {', '.join(family.rope_types)}",
         )
     return kind
+
+
+def _factor(file: GgufFile, family: Family) -> Any:
+    """By how much positions are divided, under the key of today or that of the first files; None if by nothing."""
+    return _get(file, family, "rope.scaling.factor", _get(file, family, "rope.scale_linear"))
+
+
+def _require_usual(file: GgufFile, family: Family) -> None:
+    """Refuse rotations that a config cannot state; without a key, llama.cpp takes the usual value, but no constant."""
+    stated = {key: _get(file, family, key, usual) for key, usual in _USUAL.items()}
+    stated |= {key: _get(file, family, key) for key in family.constants}
+    for key, value in stated.items():
+        if value != {**_USUAL, **family.constants}[key]:
+            raise BitconvertError(
+                f"{file.path}: key {family.gguf_arch}.{key} is {value}, which changes the rotary embedding",
+                "start from the original model's Hugging Face directory",
+            )
 
 
 def _recovered_llama3(file: GgufFile, theta: float, dimensions: int) -> Rope:

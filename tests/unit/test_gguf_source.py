@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bitconvert.errors import BitconvertError
+from bitconvert.evaluation.runtimes import LlamaCpp
 from bitconvert.models.gguf_source import (
     LINEAGE_KEY,
     gguf_config,
@@ -86,6 +87,8 @@ def _rewritten(path: Path, changes: dict[str, object], *, without: str = "", arc
     for key, value in changes.items():
         if isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         elif isinstance(value, np.ndarray):
             pass
         elif value is not None:
@@ -116,6 +119,45 @@ def test_rope_factors_of_another_formula_are_refused(llama3_file: Path) -> None:
     factors = np.linspace(1, 40, 32, dtype=np.float32)
     with pytest.raises(BitconvertError, match=r"rope_freqs\.weight does not follow"):
         gguf_config(_rewritten(llama3_file, {"rope_freqs.weight": factors}))
+
+
+def _rewritten_rope(path: Path, changes: dict[str, object], arch: str = "llama") -> Path:
+    return _rewritten(path, {f"{arch}.rope.{key}": value for key, value in changes.items()}, arch=arch)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scaling.type": None}, {"scaling.type": None, "scaling.factor": None, "scale_linear": 4.0}], ids=str
+)
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(changes: dict[str, object], tmp_path: Path) -> None:
+    named = write_gguf(write_model(tmp_path / "hf", "linear", layers=1), tmp_path / "named.gguf")
+    unnamed = _rewritten_rope(named, changes)
+    ids = list(range(5, 69))
+    with LlamaCpp(named, len(ids), threads=1) as one, LlamaCpp(unnamed, len(ids), threads=1) as other:
+        assert np.array_equal(one.logits(ids, 0), other.logits(ids, 0))
+    assert gguf_config(unnamed)["rope_parameters"] == gguf_config(named)["rope_parameters"]
+    assert gguf_config(unnamed)["rope_parameters"]["rope_type"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("smollm2", {"scaling.attn_factor": 2.0}),
+        ("llama3", {"scaling.attn_factor": 2.0}),
+        ("yarn", {"scaling.attn_factor": 2.0}),
+        ("ministral3", {"scaling.yarn_beta_fast": 2.0}),
+        ("ministral3", {"scaling.yarn_beta_slow": 3.0}),
+        ("ministral3", {"scaling.yarn_log_multiplier": 0.5}),
+        ("ministral3", {"scaling.yarn_log_multiplier": None}),
+    ],
+    ids=str,
+)
+def test_rotations_that_a_config_cannot_state_are_refused(
+    variant: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    path = write_gguf(write_model(tmp_path / "hf", variant, layers=1), tmp_path / "model.gguf")
+    arch = "mistral3" if variant == "ministral3" else "llama"
+    with pytest.raises(BitconvertError, match=rf"{arch}\.rope\.{next(iter(changes))} is .* rotary embedding"):
+        gguf_config(_rewritten_rope(path, changes, arch))
 
 
 @pytest.mark.parametrize(
