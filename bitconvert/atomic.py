@@ -85,7 +85,7 @@ def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
 
     Args:
         path: what the files are called after; they go into its directory.
-        siblings: pattern of all the names that such files can have; those of an earlier set are removed in the end.
+        siblings: pattern of all the names that several files can have; what an earlier run left is removed in the end.
 
     Yields:
         The temporary directory to fill, beside ``path``; otherwise as for ``atomic_file``.
@@ -101,21 +101,21 @@ def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
             yield temporary
         with _errors_name(path):
             sync_tree(temporary)
-            _take_places(temporary, path.parent, siblings)
+            _take_places(temporary, path, siblings)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_places(temporary: Path, directory: Path, siblings: str) -> None:
-    names = sorted(file.name for file in temporary.iterdir())
+def _take_places(temporary: Path, path: Path, siblings: str) -> None:
+    directory, names = path.parent, sorted(file.name for file in temporary.iterdir())
     if len(names) > 1:
         (directory / names[0]).unlink(missing_ok=True)
     for name in reversed(names):
         (temporary / name).replace(directory / name)
-    for stale in directory.glob(siblings):
+    for stale in (path, *directory.glob(siblings)):
         if stale.name not in names:
-            stale.unlink()
+            stale.unlink(missing_ok=True)
 
 
 def _take_place(temporary: Path, path: Path) -> None:

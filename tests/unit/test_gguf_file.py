@@ -366,6 +366,14 @@ def test_the_first_file_of_a_set_comes_last(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m-1", "m-2", "m-3"]
 
 
+def test_one_file_or_several_but_never_both(tmp_path: Path, latent: Path) -> None:
+    whole = pack_one(latent, "tq2_0", tmp_path)
+    first = pack_one(latent, "tq2_0", tmp_path, max_shard_size=300_000)
+    assert not Path(whole.path).exists()
+    assert pack_one(latent, "tq2_0", tmp_path).path == whole.path
+    assert not Path(first.path).exists()
+
+
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
