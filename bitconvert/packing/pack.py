@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.companions import write_companions
 from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
@@ -26,6 +27,9 @@ CONTAINERS: Mapping[str, Container[Any]] = {
 """What carries out a format, by ``Format.container``."""
 
 EVERY_FORMAT = "all"
+
+_NOWHERE = Path(os.devnull)
+"""Output of a job that is only asked about: nothing lies there that could be in its way."""
 
 _ROUNDED = (
     "the weights were rounded without any training: a real model forgets what it knows (SmolLM2-135M goes from a "
@@ -81,9 +85,9 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
         Format name -> reason, for the formats that will not do.
 
     Raises:
-        UsageError: no such format.
+        UsageError: no such format or option.
     """
-    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, Path(), Silent())
+    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, _NOWHERE, Silent())
     return {name: error.message for name, error in _refusals(job, _formats(options)).items()}
 
 
@@ -140,6 +144,8 @@ def _refusal(job: PackJob, form: Format) -> BitconvertError | None:
     try:
         _require_scaling(job, form)
         CONTAINERS[form.container].require(job, form)
+    except UsageError:
+        raise  # by whatever format, it is the command line that is wrong
     except BitconvertError as error:
         return error
     return None

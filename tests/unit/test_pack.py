@@ -24,7 +24,7 @@ from bitconvert.models.lineage import Lineage
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.gguf.container import GgufContainer
-from bitconvert.packing.pack import pack
+from bitconvert.packing.pack import foresee_refusals, pack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, PackReport, Silent
@@ -391,7 +391,22 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path, latent: P
     error = refused(latent, ["tq2_0", "q4_0"], tmp_path / "out")
     assert isinstance(error, UsageError)
     assert error.hint == f"formats: {', '.join(FORMATS)}"
-    assert isinstance(refused(latent, ["tq2_0"], tmp_path / "out", embedding_type="q4_0"), UsageError)
+    for names in (["tq2_0"], ["all"]):
+        assert isinstance(refused(latent, names, tmp_path / "out", embedding_type="q4_0"), UsageError)
+
+
+def test_what_will_be_refused_is_known_before_the_training(
+    tmp_path: Path, latent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny-bitnet").mkdir()
+    (tmp_path / "tiny-bitnet" / "thesis.txt").write_text("in the way of nothing: the files go elsewhere")
+    monkeypatch.chdir(tmp_path)
+    original, formats = open_checkpoint(str(latent)), ("tq2_0", "i2_s", "safetensors")
+    assert foresee_refusals(original, Packing(formats=formats), Scaling()) == {}
+    by_row = foresee_refusals(original, Packing(formats=formats), Scaling(granularity="row"))
+    assert by_row.keys() == {"i2_s", "safetensors"}
+    with pytest.raises(UsageError, match="unknown embedding type 'q4_0'"):
+        foresee_refusals(original, Packing(formats=formats, embedding_type="q4_0"), Scaling())
 
 
 def test_a_scaling_that_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path: Path) -> None:
