@@ -105,6 +105,8 @@ def _require_replaceable(output: Path, source: Path) -> None:
     """What unpack made before may be replaced; a directory of anything else may not, nor one that holds the source."""
     if source.resolve().is_relative_to(output.resolve()):
         raise UsageError(f"{output}: holds the model that is to be unpacked", "choose another --output")
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise UsageError(f"{output}: holds the directory that you are in", "choose another --output")
     if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / BAKED_FILE).exists())):
         raise UsageError(f"{output}: exists, and was not made by unpack", "choose another --output, or remove it")
 

@@ -449,6 +449,15 @@ def test_only_its_own_directories_are_replaced(tmp_path: Path) -> None:
         unpacked(tmp_path / "baked", tmp_path / "twice")
 
 
+def test_the_current_directory_is_not_pulled_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = packed(latent(tmp_path / "tiny"), "tq2_0", tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for here in (Path(), tmp_path / "empty"):
+        with pytest.raises(UsageError, match="holds the directory that you are in"):
+            unpacked(file.path, here)
+
+
 def test_baked_weights_that_have_moved_are_not_packed(tmp_path: Path) -> None:
     unpacked(latent(tmp_path / "tiny"), tmp_path / "baked")
     moved = weights(tmp_path / "baked")[A_LINEAR]
