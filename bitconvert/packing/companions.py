@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gguf import TokenType
 from huggingface_hub import ModelCardData
 
 from bitconvert.atomic import atomic_file
@@ -72,8 +73,10 @@ def modelfile(job: PackJob, files: list[PackedFile]) -> str:
     best = next((readable[name] for name in _OLLAMA_READS if name in readable), None)
     if best is None:
         return ""
-    end = job.vocabulary.special_ids.get("eos")
-    stop = [f'PARAMETER stop "{job.vocabulary.tokens[end]}"'] if end is not None else []
+    vocabulary, stop = job.vocabulary, []
+    end = vocabulary.special_ids.get("eos")
+    if end is not None and vocabulary.types[end] == TokenType.CONTROL:  # others are text that an answer may hold
+        stop = [f'PARAMETER stop "{vocabulary.tokens[end]}"']
     lines = [
         f"# ollama create {job.checkpoint.base_name.lower()} -f {MODELFILE}",
         f"FROM ./{_relative(job, best)}",
@@ -106,7 +109,7 @@ def _source(job: PackJob) -> str:
 
 def _origin(job: PackJob) -> str:
     made = f"Made from {_source(job)} by bitconvert {library_versions()['bitconvert']}"
-    if job.checkpoint.lineage is None and job.checkpoint.baked is None:
+    if job.checkpoint.kind == "plain":
         return (
             f"{made} by rounding alone, without any training: a baseline to compare with. Such a model has forgotten "
             "what the original knew."

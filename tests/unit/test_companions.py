@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub import metadata_load
 
 from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
@@ -68,6 +70,14 @@ def test_a_rounded_model_is_called_a_baseline(tmp_path: Path) -> None:
     assert "base_model" not in metadata_load(tmp_path / "out" / "README.md")  # a path is no model of the hub
 
 
+def test_latents_that_another_program_trained_are_not_called_rounded(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "Theirs", "smollm2")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": ONLINE_BITNET}))
+    run(model, tmp_path / "out", "tq2_0")
+    assert "rounding alone" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_somebody_elses_readme_stays(tmp_path: Path, latent: Path) -> None:
     (tmp_path / "README.md").write_text("# My thesis\n")
     told = Recorder()
@@ -91,6 +101,15 @@ def test_the_modelfile_names_a_file_that_ollama_reads(tmp_path: Path, latent: Pa
         "PARAMETER num_ctx 512",
         'PARAMETER stop "<|end|>"',
     ]
+
+
+def test_a_model_without_an_end_token_stops_at_no_text(tmp_path: Path) -> None:
+    """Its GGUF file names a byte that no text holds, and the spelling of that byte is a letter."""
+    model = write_model(tmp_path / "Endless", "smollm2", eos_token_id=None)
+    for file, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
+        (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | {key: None}))
+    run(model, tmp_path, "q2_0", round_plain=True)
+    assert "PARAMETER stop" not in (tmp_path / "Modelfile").read_text()
 
 
 def test_no_modelfile_where_ollama_reads_nothing(tmp_path: Path, latent: Path) -> None:
