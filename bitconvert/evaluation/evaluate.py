@@ -57,7 +57,7 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: hub id, Hugging Face directory (plain, latent or packed) or GGUF file.
+        model: hub id, Hugging Face directory (plain, latent, baked or packed) or GGUF file.
         data: the text: a file or a directory that ``models.texts`` can read; needed unless there are tasks.
         context: tokens per window; None for 512, or the model's limit if that is less.
         stride: tokens from one window to the next (hf only); None for windows that do not overlap.

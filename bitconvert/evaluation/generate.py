@@ -33,7 +33,7 @@ def generate(
     """Continue a text, or answer a message.
 
     Args:
-        name: hub id, Hugging Face directory (plain, latent or packed) or GGUF file.
+        name: hub id, Hugging Face directory (plain, latent, baked or packed) or GGUF file.
         prompt: the text, or with ``chat`` the user's message.
         max_tokens: the most to write; fewer when the model ends, or its context is full.
         temperature: 0 takes the most probable token at each step; 1 draws from the model's own distribution.

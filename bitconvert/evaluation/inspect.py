@@ -38,7 +38,7 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
     """Look into a model without loading it as a whole: one tensor at a time.
 
     Args:
-        name: hub id, Hugging Face directory (plain, latent or packed) or GGUF file.
+        name: hub id, Hugging Face directory (plain, latent, baked or packed) or GGUF file.
         reporter: told about the progress.
 
     Raises:

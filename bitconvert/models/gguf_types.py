@@ -24,9 +24,9 @@ class GgufType:
         file_type: ``general.file_type`` of a file that mostly holds this type (``llama_ftype``).
         block: weights per block; a row must be a whole number of blocks.
         block_bytes: bytes per block.
-        int8_activations: whether its runtime multiplies it with int8 activations, or with floats.
-        activation_block: how many activations share an int8 scale (llama.cpp's ``vec_dot_type``: Q8_K for TQ1_0 and
-            TQ2_0, Q8_0 for Q2_0 and Q8_0); None for all of a token's, as bitnet.cpp has it.
+        activation_block: where its runtime rounds activations to int8, how many of them share a scale (llama.cpp's
+            ``vec_dot_type``: Q8_K for TQ1_0 and TQ2_0, Q8_0 for Q2_0 and Q8_0); None for all of a token's, as
+            bitnet.cpp has it.
         trailer: bytes behind a tensor's last row, for what belongs to the tensor as a whole.
     """
 
@@ -35,7 +35,6 @@ class GgufType:
     file_type: int
     block: int
     block_bytes: int
-    int8_activations: bool = False
     activation_block: int | None = None
     trailer: int = 0
 
@@ -56,13 +55,13 @@ class GgufType:
 F32 = GgufType("F32", 0, 0, 1, 4)
 F16 = GgufType("F16", 1, 1, 1, 2)
 BF16 = GgufType("BF16", 30, 32, 1, 2)
-Q8_0 = GgufType("Q8_0", 8, 7, 32, 34, int8_activations=True, activation_block=32)
-Q6_K = GgufType("Q6_K", 14, 18, 256, 210, int8_activations=True, activation_block=256)
-Q4_K = GgufType("Q4_K", 12, 15, 256, 144, int8_activations=True, activation_block=256)
-TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54, int8_activations=True, activation_block=256)
-TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66, int8_activations=True, activation_block=256)
-Q2_0 = GgufType("Q2_0", 42, 41, 64, 18, int8_activations=True, activation_block=32)
-I2_S = GgufType("I2_S", 36, 40, 128, 32, int8_activations=True, trailer=32)
+Q8_0 = GgufType("Q8_0", 8, 7, 32, 34, activation_block=32)
+Q6_K = GgufType("Q6_K", 14, 18, 256, 210, activation_block=256)
+Q4_K = GgufType("Q4_K", 12, 15, 256, 144, activation_block=256)
+TQ1_0 = GgufType("TQ1_0", 34, 36, 256, 54, activation_block=256)
+TQ2_0 = GgufType("TQ2_0", 35, 37, 256, 66, activation_block=256)
+Q2_0 = GgufType("Q2_0", 42, 41, 64, 18, activation_block=32)
+I2_S = GgufType("I2_S", 36, 40, 128, 32, trailer=32)
 
 TERNARY = (TQ1_0, TQ2_0, Q2_0, I2_S)
 """Types that hold nothing but codes and scales."""
