@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from dataclasses import asdict
@@ -391,7 +392,7 @@ def _default_output(model: str | None) -> Path:
 
 def _beside_name(model: str) -> str:
     path = Path(model).expanduser()
-    return (path.resolve() if path.exists() else path).name.removesuffix(".gguf")
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", (path.resolve() if path.exists() else path).name)
 
 
 def _packed_beside(checkpoint: Checkpoint) -> Path:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from bitconvert.errors import BitconvertError
+from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Scaling
 
 BAKED_FILE = "baked.json"
@@ -35,7 +35,7 @@ class Baked(BaseModel):
 
     def save(self, directory: Path) -> None:
         """Write ``baked.json`` into a directory."""
-        (directory / BAKED_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_record(self, directory / BAKED_FILE)
 
 
 def read_baked(directory: Path) -> Baked | None:
@@ -44,12 +44,4 @@ def read_baked(directory: Path) -> Baked | None:
     Raises:
         BitconvertError: the file is there and cannot be read.
     """
-    path = directory / BAKED_FILE
-    if not path.exists():
-        return None
-    try:
-        return Baked.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise BitconvertError(
-            f"{path}: not written by this version's unpack ({str(error).splitlines()[0]})", "unpack the model again"
-        ) from error
+    return read_record(directory / BAKED_FILE, Baked, "unpack the model again")

@@ -6,9 +6,9 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from bitconvert.errors import BitconvertError
+from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Scaling
 
 LINEAGE_FILE = "bitconvert.json"
@@ -63,7 +63,7 @@ class Lineage(BaseModel):
 
     def save(self, directory: Path) -> None:
         """Write ``bitconvert.json`` into a directory."""
-        (directory / LINEAGE_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_record(self, directory / LINEAGE_FILE)
 
 
 def read_lineage(directory: Path) -> Lineage | None:
@@ -72,16 +72,7 @@ def read_lineage(directory: Path) -> Lineage | None:
     Raises:
         BitconvertError: the file is there and cannot be read.
     """
-    path = directory / LINEAGE_FILE
-    if not path.exists():
-        return None
-    try:
-        return Lineage.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise BitconvertError(
-            f"{path}: not a lineage file of this version ({str(error).splitlines()[0]})",
-            "restore the file that warmup wrote, or run warmup again",
-        ) from error
+    return read_record(directory / LINEAGE_FILE, Lineage, "restore the file that warmup wrote, or run warmup again")
 
 
 def library_versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MODEL = "model_q2.onnx"
 _MARK = "transformers.js_config"
+_UNSPLIT = "its weights are one file, whatever --max-shard-size says"
 _TOLD = {_MARK: {"dtype": "q2", "use_external_data_format": True}}
 """For transformers.js: the suffix of the model's file, and that its weights are in ``model_q2.onnx_data``."""
 
@@ -61,7 +62,8 @@ class OnnxDirectory(Container[Onnx]):
             copy_companions(job.checkpoint.path, directory)
             nbytes = sum(file.stat().st_size for file in model.parent.iterdir())
         packed = [_packed(data, tensor) for tensor in job.tensors]
-        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
+        note = _UNSPLIT if job.options.max_shard_size else ""
+        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started, note)
 
 
 def _decoder(job: PackJob, form: Onnx) -> Decoder:

@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an index that is a list": (lambda d: (d / INDEX).write_text("[]"), "not a weight index"),
     "shard outside": (escape, "lies outside the directory"),
     "lost shard": (lose_a_shard, "b.safetensors: missing"),
-    "broken lineage": (lambda d: (d / "bitconvert.json").write_text("{}"), "bitconvert.json: not a lineage file"),
+    "broken lineage": (lambda d: (d / "bitconvert.json").write_text("{}"), "bitconvert.json: not a lineage record"),
 }
 
 

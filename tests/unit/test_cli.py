@@ -324,3 +324,11 @@ def test_an_output_that_cannot_be_written(bitconvert, smollm: Path, story: Path,
     outcome = bitconvert("warmup", "--model", smollm, "--data", story, "--output", tmp_path / "file" / "o", *SETS)
     assert outcome.code == 1
     assert "cannot be written" in outcome.error()
+
+
+def test_a_split_model_is_named_after_the_whole(bitconvert, ternary: Path, tmp_path: Path) -> None:
+    arguments = ("--format", "q2_0", "--max-shard-size", "100kB", "--output", str(tmp_path))
+    assert bitconvert("pack", str(ternary), *arguments).code == 0
+    first = next(tmp_path.glob("*-Q2_0-00001-of-*.gguf"))
+    assert bitconvert("unpack", str(first)).code == 0
+    assert (tmp_path / f"{ternary.name}-Q2_0-baked").is_dir()

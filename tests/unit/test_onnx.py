@@ -19,8 +19,11 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.packing.onnx_data import OnnxData
 from bitconvert.packing.onnx_graph import FAMILIES
+from bitconvert.packing.pack import pack
+from bitconvert.recipe import Packing
 from tests.models import VARIANTS
 from tests.packed import baked, make_checkpoint, pack_directory, ternary_weights
+from tests.recording import Recorder
 
 TOLERANCE = 1e-4  # of the largest logit; float32 sums in another order give about 1e-6
 
@@ -243,3 +246,9 @@ def test_onnx_is_not_read_back(packed: Path) -> None:
         open_checkpoint(str(packed)).load()
     with pytest.raises(BitconvertError, match="ONNX files are not read back"):
         open_checkpoint(str(packed / "onnx" / "model_q2.onnx"))
+
+
+def test_a_shard_size_is_answered(tmp_path: Path, tiny: Path) -> None:
+    told = Recorder()
+    pack(open_checkpoint(str(tiny)), Packing(formats=("onnx",), max_shard_size=100_000), tmp_path, reporter=told)
+    assert any("one file, whatever --max-shard-size says" in note for note in told.notes)
