@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -126,7 +128,8 @@ def pack(
         str | None, typer.Option(help="Type of a head of its own in GGUF. Default: the embedding's.")
     ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Split weights into files of at most this: 2GB. Default: one file.")
+        str | None,
+        typer.Option(help="Split weights into files of at most this: 2GB. A larger tensor is a file."),
     ] = None,
     round_plain: Annotated[
         bool, typer.Option("--round", help="Round a model that was never warmed up. It will not talk sense.")
@@ -301,6 +304,7 @@ def recipes_(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         _quiet_libraries()
         if app(prog_name="bitconvert", standalone_mode=False) == _INTERRUPTED:
@@ -322,6 +326,11 @@ def main() -> NoReturn:
 
 
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    """End as by an exception, so that what is half-written goes; warmup saves first, with a handler of its own."""
+    sys.exit(128 + number)
 
 
 def _fail(error: BitconvertError) -> NoReturn:

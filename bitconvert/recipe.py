@@ -185,8 +185,8 @@ def packing_options(**given: Any) -> Packing:
     try:
         return Packing.model_validate({key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
-        problems = [_tell(problem).replace("_", "-") for problem in error.errors()]
-        raise UsageError(f"--{'; --'.join(problems)}", "`bitconvert pack --help` shows the options") from error
+        problems = [f"--{_tell(problem).replace('_', '-')} (given: {problem['input']})" for problem in error.errors()]
+        raise UsageError("; ".join(problems), "a size is written 2GB or 500MB; `bitconvert pack --help`") from error
 
 
 def recipe_path(name: str) -> Path:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.runtimes import open_runtime
-from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, require_gguf
+from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.generation import without_own_defaults
 from bitconvert.report import GenerateReport, Reporter, Silent
@@ -39,7 +39,8 @@ def generate(
         temperature: 0 takes the most probable token at each step; 1 draws from the model's own distribution.
         seed: of the draws; the same seed gives the same text in the same runtime.
         chat: put the prompt into the model's chat template.
-        runtime: ``torch``, ``llama.cpp`` (GGUF only), or ``auto``: llama.cpp for GGUF where it is installed.
+        runtime: ``torch``, ``llama.cpp`` (GGUF only), or ``auto``: llama.cpp for the GGUF files that
+            it reads, where it is installed.
         threads: CPU threads for llama.cpp; None for all.
         reporter: told about the progress.
 
@@ -75,7 +76,7 @@ def _choose(checkpoint: Checkpoint, runtime: Choice) -> Choice:
         require_gguf(checkpoint)
     if runtime != "auto":
         return runtime
-    return "llama.cpp" if checkpoint.kind == "gguf" and has_llama_cpp() else "torch"
+    return "llama.cpp" if llama_cpp_reads(checkpoint) and has_llama_cpp() else "torch"
 
 
 def _by_llama_cpp(checkpoint: Checkpoint, wish: _Wish, threads: int | None) -> tuple[str, str]:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     Logits = npt.NDArray[np.float32]
 
 _HINTS = [  # what llama.cpp says, what to do about it; the first that matches
-    ("ggml type|type 36 ", "I2_S runs in bitnet.cpp only; for a newer type: pip install -U 'bitconvert[llamacpp]'"),
+    (
+        "ggml type|type 36 ",
+        "I2_S: --runtime torch, or bitnet.cpp; a newer type: pip install -U 'bitconvert[llamacpp]'",
+    ),
     ("C API|cannot load", INSTALL),
     ("the prompt is", "shorten the prompt or ask for a longer context"),
     ("context|memory|alloc|status -9", "ask for a shorter context, or use a machine with more memory"),

@@ -15,6 +15,8 @@ from bitconvert.evaluation.perplexity import Predictor
 from bitconvert.evaluation.runtimes import Runtime, open_runtime
 from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.gguf_source import tensor_types
+from bitconvert.models.gguf_types import I2_S
 from bitconvert.models.llama_cpp_library import find_library
 
 
@@ -91,8 +93,14 @@ def require_gguf(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.kind != "gguf":
         raise UsageError(
-            f"{checkpoint.name}: llama.cpp reads GGUF files only", "pack it first: bitconvert pack … --format tq2_0"
+            f"{checkpoint.name}: llama.cpp reads GGUF files only",
+            "pack its checkpoint as tq2_0; of a packed directory, what `bitconvert unpack` makes of it",
         )
+
+
+def llama_cpp_reads(checkpoint: Checkpoint) -> bool:
+    """Whether a model is a GGUF file of types that llama.cpp knows: I2_S is not among them."""
+    return checkpoint.kind == "gguf" and I2_S.name not in tensor_types(checkpoint.path).values()
 
 
 def has_llama_cpp() -> bool:

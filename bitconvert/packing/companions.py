@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 from bitconvert.atomic import atomic_file
 from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.gguf_file import SHARD_NAME
-from bitconvert.models.lineage import HeldOut, Lineage, library_versions
+from bitconvert.models.lineage import HeldOut, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.job import PackJob
 from bitconvert.report import PackedFile
@@ -59,7 +59,7 @@ def model_card(job: PackJob, files: list[PackedFile]) -> str:
         f"# {job.checkpoint.base_name} at 1.58 bits",
         _origin(job),
         f"## Files\n\n{_file_table(job, files)}",
-        _cost(job.checkpoint.lineage),
+        _cost(job),
         f"## How to run\n\n{_usage(job, files)}",
         _training(job),
     ]
@@ -82,6 +82,7 @@ def modelfile(job: PackJob, files: list[PackedFile]) -> str:
         f"FROM ./{_relative(job, best)}",
         f"PARAMETER num_ctx {min(job.checkpoint.max_context, _OLLAMA_CONTEXT)}",
         *stop,
+        *([f"# {best.note}"] if best.note else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,7 +93,7 @@ def modelfile(job: PackJob, files: list[PackedFile]) -> str:
 def _header(job: PackJob) -> str:
     source = _source(job)
     data = ModelCardData(
-        base_model=source if re.fullmatch(HUB_ID, source) and not Path(source).exists() else None,
+        base_model=source if re.fullmatch(HUB_ID, source) else None,
         license=job.checkpoint.license or None,
         pipeline_tag="text-generation",
         tags=["ternary", "bitnet", "1.58-bit", _OUR_TAG],
@@ -101,10 +102,13 @@ def _header(job: PackJob) -> str:
 
 
 def _source(job: PackJob) -> str:
+    """What the model was made from: a hub id, or the name of a file or directory, but not the way to it."""
     checkpoint = job.checkpoint
     if checkpoint.lineage:
-        return checkpoint.lineage.source
-    return checkpoint.baked.source if checkpoint.baked else checkpoint.name
+        named = checkpoint.lineage.source
+    else:
+        named = checkpoint.baked.source if checkpoint.baked else checkpoint.name
+    return named if re.fullmatch(HUB_ID, named) and not Path(named).exists() else Path(named).name
 
 
 def _origin(job: PackJob) -> str:
@@ -129,22 +133,26 @@ def _file_table(job: PackJob, files: list[PackedFile]) -> str:
     return "\n".join(["| file | size | bits per weight | runs in |", "|---|---|---|---|", *rows])
 
 
-def _cost(lineage: Lineage | None) -> str:
+def _cost(job: PackJob) -> str:
+    lineage = job.checkpoint.lineage
     if lineage is None or lineage.held_out is None:
         return ""
     ppl: HeldOut = lineage.held_out
     return (
         "## What it costs\n\n| perplexity on held-out text | |\n|---|---|\n"
-        f"| {lineage.source} | {ppl.original:.2f} |\n"
+        f"| {_source(job)} | {ppl.original:.2f} |\n"
         f"| the same, rounded without training | {ppl.rounded:.4g} |\n"
         f"| this model | {ppl.ternary:.2f} (ratio {ppl.ternary / ppl.original:.2f}) |"
     )
 
 
 def _usage(job: PackJob, files: list[PackedFile]) -> str:
-    return "\n\n".join(
-        f"`{_relative(job, file)}`:\n\n{FORMATS[file.format].usage(_relative(job, file))}" for file in files
-    )
+    return "\n\n".join(_usage_of(_relative(job, file), file) for file in files)
+
+
+def _usage_of(path: str, file: PackedFile) -> str:
+    parts = [f"`{path}`:", FORMATS[file.format].usage(path), file.note]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _training(job: PackJob) -> str:

@@ -332,3 +332,37 @@ def test_a_split_model_is_named_after_the_whole(bitconvert, ternary: Path, tmp_p
     first = next(tmp_path.glob("*-Q2_0-00001-of-*.gguf"))
     assert bitconvert("unpack", str(first)).code == 0
     assert (tmp_path / f"{ternary.name}-Q2_0-baked").is_dir()
+
+
+@pytest.mark.parametrize("size", ["abc", "-1", "0", "2XB"])
+def test_a_shard_size_that_is_none_is_told(bitconvert, ternary: Path, tmp_path: Path, size: str) -> None:
+    outcome = bitconvert(
+        "pack", str(ternary), "--format", "TQ2_0", f"--max-shard-size={size}", "--output", str(tmp_path)
+    )
+    assert outcome.code == 2
+    assert f"(given: {size}" in outcome.err
+    assert "2GB or 500MB" in outcome.err
+
+
+def test_text_from_an_i2_s_file_comes_through_torch(bitconvert, ternary: Path, tmp_path: Path) -> None:
+    assert bitconvert("pack", str(ternary), "--format", "I2_S", "--output", str(tmp_path)).code == 0
+    outcome = bitconvert(
+        "generate", str(next(tmp_path.glob("*.gguf"))), "--prompt", "Once", "--max-tokens", "2", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["runtime"] == "torch"
+
+
+def test_sigterm_leaves_nothing_half_written(ternary: Path, tmp_path: Path) -> None:
+    """The signal comes while tensors are written: a handler of the test sends it from inside."""
+    code = (
+        "import os, signal, sys\n"
+        "from bitconvert.packing.safetensors_file import SafetensorsFile\n"
+        "SafetensorsFile.write = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from bitconvert.cli import main\n"
+        "sys.argv = ['bitconvert', 'pack', '--format', 'safetensors',\n"
+        f"            {str(ternary)!r}, '--output', {str(tmp_path)!r}]\n"
+        "main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 143
+    assert list(tmp_path.iterdir()) == []

@@ -134,3 +134,18 @@ def test_the_licence_comes_from_the_originals_card(tmp_path: Path, card: str, li
     if licence:
         gguf = run(model, tmp_path / "out", "tq2_0", round_plain=True).files[0].path
         assert open_checkpoint(gguf).license == licence
+
+
+def test_the_card_does_not_tell_the_way_to_the_original(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "plain", "smollm2")
+    run(model, tmp_path / "out", "tq2_0", round_plain=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Made from plain by" in card
+    assert str(tmp_path) not in card
+
+
+def test_what_a_user_must_know_of_a_file_stands_in_card_and_modelfile(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "long", "phi4")
+    run(model, tmp_path / "out", "q2_0", round_plain=True)
+    for name in ("README.md", "Modelfile"):
+        assert "llama.cpp takes the long rope factors" in (tmp_path / "out" / name).read_text()

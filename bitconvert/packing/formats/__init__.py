@@ -40,6 +40,6 @@ def find_format(name: str) -> Format:
     Raises:
         UsageError: there is none of this name.
     """
-    if name not in FORMATS:
+    if name.lower() not in FORMATS:
         raise UsageError(f"{name}: no such format", f"formats: {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return FORMATS[name.lower()]

@@ -40,7 +40,9 @@ class DirectoryFormat(Format):
         return (
             "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{path}")\n```'
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}")\n'
+            'prompt = tokenizer("Once upon a time", return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))\n```"
         )
 
     @abstractmethod

@@ -148,9 +148,9 @@ def _embedding(job: PackJob, form: GgufFormat, tensor: SourceTensor) -> tuple[Gg
 def _asked(job: PackJob, option: str) -> GgufType:
     """What the user wants for the embedding, or for the head: the same unless said otherwise."""
     name = getattr(job.options, option) or job.options.embedding_type
-    if name not in EMBEDDING_TYPES:
+    if name.lower() not in EMBEDDING_TYPES:
         raise UsageError(f"unknown {option.replace('_', ' ')} '{name}'", f"types: {', '.join(EMBEDDING_TYPES)}")
-    return EMBEDDING_TYPES[name]
+    return EMBEDDING_TYPES[name.lower()]
 
 
 def _misfit(columns: int, wanted: GgufType, stored: GgufType) -> str:
