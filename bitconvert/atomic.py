@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bitconvert.errors import BitconvertError
@@ -63,17 +63,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     with _errors_name(path):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of this name is in the way")
-        temporary = _temporary_beside(path)
-        temporary.mkdir()
-    try:
-        with disk_full_names(path):
-            yield temporary
-        with _errors_name(path):
-            sync_tree(temporary)
-            _take_place(temporary, path)
-            _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _filled_beside(path, lambda temporary: _take_place(temporary, path)) as temporary:
+        yield temporary
 
 
 @contextlib.contextmanager
@@ -93,6 +84,13 @@ def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
     Raises:
         BitconvertError: the place cannot be written to, or the disk is full.
     """
+    with _filled_beside(path, lambda temporary: _take_places(temporary, path, siblings)) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _filled_beside(path: Path, place: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary directory beside ``path``; synced and handed to ``place`` when the block ends, gone in any case."""
     with _errors_name(path):
         temporary = _temporary_beside(path)
         temporary.mkdir()
@@ -101,7 +99,7 @@ def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
             yield temporary
         with _errors_name(path):
             sync_tree(temporary)
-            _take_places(temporary, path, siblings)
+            place(temporary)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -391,13 +391,13 @@ def test_missing_or_broken_tokenizer_is_one_clear_error(content: str | None, tmp
         load_tokenizer(tmp_path)
 
 
-def test_tokenizer_model_gives_sentencepieces_own_ids(tmp_path: Path) -> None:
-    pytest.importorskip("google.protobuf")  # transformers reads tokenizer.model through it
+def _train_sentencepiece(directory: Path, **options: Any) -> None:
+    """Leave a ``tokenizer.model`` of SentencePiece's own trainer in a directory."""
     sentencepiece = pytest.importorskip("sentencepiece")
     lines = [line for text in NASTY for line in text.split("\n") if line.strip()] * 3
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(tmp_path / "tokenizer"),
+        model_prefix=str(directory / "tokenizer"),
         model_type="bpe",
         vocab_size=800,
         hard_vocab_limit=False,
@@ -406,7 +406,14 @@ def test_tokenizer_model_gives_sentencepieces_own_ids(tmp_path: Path) -> None:
         remove_extra_whitespaces=False,
         character_coverage=0.99,
         minloglevel=2,
+        **options,
     )
+
+
+def test_tokenizer_model_gives_sentencepieces_own_ids(tmp_path: Path) -> None:
+    pytest.importorskip("google.protobuf")  # transformers reads tokenizer.model through it
+    sentencepiece = pytest.importorskip("sentencepiece")
+    _train_sentencepiece(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer, texts = load_tokenizer(tmp_path), [*NASTY, *_random_texts(200)]
@@ -417,22 +424,7 @@ def test_tokenizer_model_gives_sentencepieces_own_ids(tmp_path: Path) -> None:
 
 def test_a_file_of_llama_cpps_own_converter_comes_back(tmp_path: Path) -> None:
     """The gguf package reads tokenizer.model the way the converter does: SentencePiece's own scores and types."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    lines = [line for text in NASTY for line in text.split("\n") if line.strip()] * 3
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_prefix=str(tmp_path / "tokenizer"),
-        model_type="bpe",
-        vocab_size=800,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        user_defined_symbols=["<tool>", "\n\n"],
-        control_symbols=["[INST]"],
-        character_coverage=0.99,
-        minloglevel=2,
-    )
+    _train_sentencepiece(tmp_path, user_defined_symbols=["<tool>", "\n\n"], control_symbols=["[INST]"])
     pieces = [(text.decode(), score, kind) for text, score, kind in gguf.SentencePieceVocab(tmp_path).all_tokens()]
     theirs = dataclasses.replace(
         vocabulary_of(sentencepiece_bpe(), 1000, {}),
