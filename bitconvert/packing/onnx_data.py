@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from bitconvert.packing.streamed_file import StreamedFile
 
 Stored = tuple[int, tuple[int, ...]]
 """Type (of ``TensorProto``) and shape."""
@@ -18,7 +19,7 @@ Stored = tuple[int, tuple[int, ...]]
 _PAGE = 4096  # a tensor that begins on one can be mapped into memory
 
 
-class OnnxData:
+class OnnxData(StreamedFile):
     """Write every tensor once, in any order, inside the ``with`` block; read them by name after.
 
     Args:
@@ -27,33 +28,19 @@ class OnnxData:
     """
 
     def __init__(self, path: Path, stored: Mapping[str, Stored]) -> None:
-        self._path = path
+        super().__init__(path, stored)
         self._stored = stored
-        self._unwritten = set(stored)
         self._offsets: dict[str, int] = {}
         end = 0
         for name in stored:
             self._offsets[name] = -(-end // _PAGE) * _PAGE
             end = self._offsets[name] + self.nbytes(name)
 
-    def __enter__(self) -> Self:
-        self._file = self._path.open("wb")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if kind is None and self._unwritten:
-            raise ValueError(f"{self._path}: tensor {min(self._unwritten)} was never written")
-
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Write one tensor to its place; its type and shape must be as announced."""
         if (values.dtype, values.shape) != (self._dtype(name), self._stored[name][1]):
             raise ValueError(f"{self._path}: tensor {name} is {values.dtype} {values.shape}, not as announced")
-        self._file.seek(self._offsets[name])
-        self._file.write(np.ascontiguousarray(values).data)
-        self._unwritten.discard(name)
+        self._put(name, self._offsets[name], np.ascontiguousarray(values).data)
 
     def read(self, name: str) -> NDArray[Any]:
         """What the finished file holds under a name."""

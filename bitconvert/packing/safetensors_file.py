@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from bitconvert.packing.streamed_file import StreamedFile
 
 _NAMES = {
     torch.float32: "F32",
@@ -41,7 +42,7 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class SafetensorsFile:
+class SafetensorsFile(StreamedFile):
     """Write every tensor once, in any order, inside the ``with`` block.
 
     Args:
@@ -50,33 +51,24 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-        self._path = path
+        super().__init__(path, specs)
         self._specs = specs
-        self._unwritten = set(specs)
         self._offsets = _offsets(specs)
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("wb")
+        super().__enter__()
         header = _header(self._specs, self._offsets)
         self._file.write(header)
         self._data_start = len(header)
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if kind is None and self._unwritten:
-            raise ValueError(f"{self._path}: tensor {min(self._unwritten)} was never written")
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Write one tensor to its place; its dtype and shape must be as announced."""
         announced, given = self._specs[name], TensorSpec(tensor.dtype, tuple(tensor.shape))
         if given != announced:
             raise ValueError(f"{self._path}: tensor {name} is {given}, announced as {announced}")
-        self._file.seek(self._data_start + self._offsets[name])
-        self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-        self._unwritten.discard(name)
+        data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+        self._put(name, self._data_start + self._offsets[name], data)
 
 
 def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
