@@ -34,8 +34,8 @@ from bitconvert.models.packed import (
     unpacked_shape,
 )
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.bitlinear import bitlinears, freeze_ternary, insert_bitlinear
-from bitconvert.ternary.quantize import TernaryTensor, is_baked
+from bitconvert.ternary.bitlinear import BitLinear, bitlinears, freeze_ternary, insert_bitlinear
+from bitconvert.ternary.quantize import GRANULARITIES, TernaryTensor, is_baked
 
 Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
 
@@ -317,9 +317,9 @@ class Checkpoint:
         ternary = self._ternary_linears(model)
         if ternary:
             insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
-            for module, block in zip(bitlinears(model), ternary.values(), strict=True):
+            for module, (name, block) in zip(bitlinears(model), ternary.items(), strict=True):
                 module.activation_block = block
-            self._freeze(model)
+                self._freeze(module, name)
         model.train(False)
         return model
 
@@ -331,13 +331,20 @@ class Checkpoint:
         model.train(False)
         return model
 
-    def _freeze(self, model: PreTrainedModel) -> None:
+    def _freeze(self, module: BitLinear, name: str) -> None:
         if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
             return  # half-way models are blended at each forward
-        if self.kind == "latent":
-            freeze_ternary(model)
-        for module in bitlinears(model):
-            module.frozen = True
+        if self.kind != "latent":
+            module.scaling = Scaling(granularity=self._granularity_of(module.weight, name))
+        module.freeze()
+
+    def _granularity_of(self, weight: Tensor, name: str) -> str:
+        for granularity in (self.scaling.granularity, *GRANULARITIES):
+            if is_baked(weight, granularity):
+                return granularity
+        raise BitconvertError(
+            f"{self.name}: tensor {name}.weight is not ternary, though the file says so", "convert the original again"
+        )
 
     def _ternary_linears(self, model: PreTrainedModel) -> dict[str, int | None]:
         """The linears that the file holds as ternary, in the model's order, each with its block of activations."""

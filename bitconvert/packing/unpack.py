@@ -26,15 +26,11 @@ from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, meant_tensors, read_ternary, with_progress
 from bitconvert.recipe import Scaling
 from bitconvert.report import Reporter, UnpackReport
-from bitconvert.ternary.quantize import is_baked
+from bitconvert.ternary.quantize import GRANULARITIES, is_baked
 
 _WEIGHTS = "model.safetensors"
 _DTYPE = torch.float32
 """float16 holds codes * scale of our own files, but not the scales and embeddings of every file of others."""
-
-_GRANULARITIES = ("tensor", "row", "group:256", "group:128", "group:64", "group:32")
-"""What may share a scale in a file that does not say it, coarsest first. Any 32 weights of one magnitude are no chance:
-that is the shortest block of ggml."""
 
 
 def unpack(checkpoint: Checkpoint, output: Path, *, reporter: Reporter) -> UnpackReport:
@@ -125,7 +121,7 @@ def _write_weights(
     checkpoint: Checkpoint, tensors: list[SourceTensor], path: Path, expected: ReadBack, reporter: Reporter
 ) -> Scaling:
     """Stream the tensors to a file and find out which weights share a scale; the linears first, to refuse soon."""
-    shared = list(_GRANULARITIES) if checkpoint.lineage is None else [checkpoint.lineage.scaling.granularity]
+    shared = list(GRANULARITIES) if checkpoint.lineage is None else [checkpoint.lineage.scaling.granularity]
     ordered = sorted(tensors, key=lambda tensor: not tensor.ternary)
     with SafetensorsFile(path, {tensor.name: TensorSpec(_DTYPE, tensor.shape) for tensor in tensors}) as file:
         for tensor in with_progress(ordered, reporter):

@@ -2,57 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.quantize import fake_int8, fake_ternarize, ternarize
+from bitconvert.ternary.products import StraightThroughLinear
+from bitconvert.ternary.quantize import quantize_int8, ternarize
 
 
 class Lambda(nn.Module):
     """The λ that all BitLinears of a model share: 0 is the latent model, 1 the ternary one.
 
-    One module, referenced by every layer, so that moving the model keeps it shared. A buffer, so that a compiled graph
-    does not depend on its value; not persistent, so that checkpoints stay plain.
+    One module, referenced by every layer, so that moving the model keeps it shared. Its values are buffers, so that a
+    compiled graph does not depend on them; only the ends 0 and 1, where other products are made, have graphs of their
+    own. The buffers are not persistent, so that checkpoints stay plain.
+
+    Attributes:
+        value: λ of the weights, a scalar tensor.
+        of_activations: λ of the activations, a scalar tensor; it may run ahead.
+        settings: both, as numbers.
+        is_latent: whether both are 0.
+        has_ternary_weights: whether λ of the weights is 1.
+        has_int8_activations: whether λ of the activations is 1.
     """
 
     value: Tensor
+    of_activations: Tensor
 
     def __init__(self, value: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("value", torch.tensor(float(value)), persistent=False)
+        self.register_buffer("value", torch.tensor(0.0), persistent=False)
+        self.register_buffer("of_activations", torch.tensor(0.0), persistent=False)
+        self.rounded = _LastRounded()
+        self.set(value)
 
-    def set(self, value: float) -> None:
-        """Move λ to ``value`` in place."""
-        self.value.fill_(value)
+    def set(self, value: float, of_activations: float | None = None) -> None:
+        """Move λ in place; without a value of their own the activations go with the weights."""
+        self.settings = value, value if of_activations is None else of_activations
+        for buffer, number in zip((self.value, self.of_activations), self.settings, strict=True):
+            buffer.fill_(number)
+        self.is_latent = self.settings == (0, 0)
+        self.has_ternary_weights = self.settings[0] == 1
+        self.has_int8_activations = self.settings[1] == 1
 
     @contextmanager
     def at(self, value: float) -> Iterator[None]:
         """Hold λ at ``value`` for the duration of a block."""
-        before = self.value.clone()
+        before = self.settings
         self.set(value)
         try:
             yield
         finally:
-            self.value.copy_(before)
+            self.set(*before)
+
+
+class _LastRounded:
+    """The activations that were rounded last: q, k and v round the same ones, and so do gate and up."""
+
+    def __init__(self) -> None:
+        self._of: Callable[[], Tensor | None] = lambda: None  # weakly: it must not keep them alive
+        self._under: tuple[object, ...] = ()
+        self._rounded: tuple[Tensor, Tensor | None] | None = None
+
+    def activations(self, x: Tensor, lam: Lambda, block: int | None) -> tuple[Tensor, Tensor | None]:
+        """Codes and scale of ``x``; or, where λ of the activations is not 1, the blend and None."""
+        if torch.compiler.is_compiling():
+            return _round(x, lam, block)  # the compiler sees by itself that it is the same thing again
+        under = (None if x.is_inference() else x._version, lam.settings, block)
+        if self._rounded is None or self._of() is not x or self._under != under:
+            self._of, self._under, self._rounded = weakref.ref(x), under, _round(x, lam, block)
+        return self._rounded
+
+
+@torch.no_grad()
+def _round(x: Tensor, lam: Lambda, block: int | None) -> tuple[Tensor, Tensor | None]:
+    rounded = quantize_int8(x, block)
+    if lam.has_int8_activations:
+        return rounded
+    return torch.lerp(x, rounded.dequantize().to(x.dtype), lam.of_activations.to(x.dtype)), None
 
 
 class BitLinear(nn.Linear):
     """``y = int8(x) @ ternary(W).T + b``, both blended in by λ, gradients straight through (arXiv 2402.17764).
 
     It keeps the names and shapes of the nn.Linear that it replaces, so the state dict stays that of the plain model.
+    The weight is rounded once for each of its values, so once per optimizer step, however many forward and backward
+    passes there are; a compiled forward leaves that to ``refresh``.
 
     Attributes:
-        weight: latent weight, float32, shape (out, in); after ``freeze`` the ternary weight codes * scale.
+        weight: latent weight, float32, shape (out, in); None once only codes and scale are left.
         lam: the model's shared λ.
         scaling: estimator and granularity of the weight's scale.
-        frozen: whether ``weight`` already is ternary, so that no forward has to round it again.
-        activation_block: how many activations share an int8 scale; None for all of a token's (see ``fake_int8``).
+        codes: of the rounded weight, int8, shape (out, in); None before the first use.
+        scale: of the rounded weight, float32; for its shape see TernaryTensor.
+        activation_block: how many activations share an int8 scale; None for all of a token's (see ``quantize_int8``).
     """
+
+    codes: Tensor | None
+    scale: Tensor | None
 
     def __init__(self, linear: nn.Linear, scaling: Scaling, lam: Lambda) -> None:
         nn.Module.__init__(self)
@@ -62,19 +114,46 @@ class BitLinear(nn.Linear):
         self.bias = linear.bias
         self.scaling = scaling
         self.lam = lam
-        self.frozen = False
+        self.register_buffer("codes", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
         self.activation_block: int | None = None
+        self._rounded_at: tuple[int, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
-        weight = self.weight if self.frozen else fake_ternarize(self.weight, self.lam.value, self.scaling)
-        return functional.linear(fake_int8(x, self.lam.value, self.activation_block), weight, self.bias)
+        if self.lam.is_latent:
+            return functional.linear(x, self.weight, self.bias)
+        if not torch.compiler.is_compiling():
+            self.refresh()
+        lam = None if self.lam.has_ternary_weights else self.lam.value
+        rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
+        y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, *rounded, self.codes, self.scale, lam, _dtype_of_result(x)
+        )
+        return y
 
     @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the weight again if it has changed (behind autograd's back, through ``weight.data``, it must not)."""
+        if self.weight is None or self._rounded_at == (state := (self.weight._version, self.weight.data_ptr())):
+            return
+        ternary = ternarize(self.weight, self.scaling)
+        if self.codes is None or self.scale is None:
+            self.codes, self.scale = ternary
+        else:  # in place, since a compiled graph may hold them
+            self.codes.copy_(ternary.codes)
+            self.scale.copy_(ternary.scale)
+        self._rounded_at = state
+
     def freeze(self) -> None:
-        """Replace the latent weight by its ternary value, for evaluation and generation."""
-        self.weight.copy_(ternarize(self.weight, self.scaling).dequantize())
-        self.frozen = True
+        """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
+        self.refresh()
+        self.weight = None  # type: ignore[assignment]
+
+
+def _dtype_of_result(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0) -> Lambda:
@@ -98,46 +177,16 @@ def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, l
     return shared
 
 
+def refresh(model: nn.Module) -> None:
+    """Round the weights of a model that have changed, as its next forward pass would do; a compiled one does not."""
+    for module in bitlinears(model):
+        module.refresh()
+
+
 def freeze_ternary(model: nn.Module) -> None:
-    """Fix every BitLinear of a model at its ternary weight."""
+    """Leave of every BitLinear of a model its codes and scale alone."""
     for module in bitlinears(model):
         module.freeze()
-
-
-@contextmanager
-def held_ternary(model: nn.Module) -> Iterator[None]:
-    """Measure the ternary model (λ = 1): round each BitLinear once, not at each forward. The latents come back."""
-    modules = bitlinears(model)
-    latents = [module.weight.data for module in modules]
-    try:
-        for module in modules:
-            module.weight.data = ternarize(module.weight.data, module.scaling).dequantize()
-        with _held(modules, lam=1.0):
-            yield
-    finally:
-        for module, latent in zip(modules, latents, strict=True):
-            module.weight.data = latent
-
-
-@contextmanager
-def held_latent(model: nn.Module) -> Iterator[None]:
-    """Measure the float model (λ = 0), without rounding anything on the way."""
-    with _held(bitlinears(model), lam=0.0):
-        yield
-
-
-@contextmanager
-def _held(modules: list[BitLinear], lam: float) -> Iterator[None]:
-    with ExitStack() as stack:
-        for shared in {id(module.lam): module.lam for module in modules}.values():
-            stack.enter_context(shared.at(lam))
-        for module in modules:
-            module.frozen = True
-        try:
-            yield
-        finally:
-            for module in modules:
-                module.frozen = False
 
 
 def bitlinears(model: nn.Module) -> list[BitLinear]:

@@ -1,8 +1,8 @@
-"""The arithmetic of BitNet b1.58: scales, codes and fake quantization. Nothing outside this package rounds a weight.
+"""The arithmetic of BitNet b1.58: scales and codes. Nothing outside this package rounds a weight.
 
 Sources: Ma et al., "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits" (arXiv 2402.17764) for absmean
 weights and absmax int8 activations; Li et al., "Ternary Weight Networks" (arXiv 1605.04711) for the least-squares
-scale; Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the blend by lambda.
+scale.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from bitconvert.recipe import Scaling
 
 SMALLEST_SCALE = 1e-5
 """Floor of every absmean and absmax, as in transformers' bitnet integration: a zero tensor stays zero, not NaN."""
+
+GRANULARITIES = ("tensor", "row", "group:256", "group:128", "group:64", "group:32")
+"""What may share a scale in a file that does not say it, coarsest first. Any 32 weights of one magnitude are no chance:
+that is the shortest block of ggml."""
 
 INT8_MAX = 127
 
@@ -38,11 +42,28 @@ class TernaryTensor(NamedTuple):
         """The weights that the codes and scales mean: float32, shape (out, in)."""
         rows, columns = self.codes.shape
         groups = self.codes.float().view(rows, self.scale.shape[-1], -1)
-        return (groups * self.scale.view(-1, self.scale.shape[-1], 1)).view(rows, columns)
+        return groups.mul_(self.scale.view(-1, self.scale.shape[-1], 1)).view(rows, columns)
 
     def with_fp16_scale(self) -> TernaryTensor:
         """The same codes with each scale rounded to the nearest float16, as every file format stores it."""
         return self._replace(scale=self.scale.half().float())
+
+
+class Int8Tensor(NamedTuple):
+    """Activations in eight bits: ``x = codes * scale``.
+
+    Attributes:
+        codes: int8, shape (..., features), -127 to 127.
+        scale: float32, shape (..., blocks): one for each token, or for each of its blocks.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The activations that the codes and scales mean: float32, shape (..., features)."""
+        blocks = self.codes.float().view(*self.scale.shape, -1)
+        return blocks.mul_(self.scale.unsqueeze(-1)).view(self.codes.shape)
 
 
 def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
@@ -63,44 +84,18 @@ def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
     return TernaryTensor(codes, scale.reshape(scale_shape(weight.shape[0], weight.shape[1], scaling)))
 
 
-def fake_ternarize(weight: Tensor, lam: Tensor, scaling: Scaling) -> Tensor:
-    """Blend a latent weight into its ternary value: ``w + lam * (Q(w) - w)``, gradient straight through to ``w``.
+def quantize_int8(x: Tensor, block: int | None = None) -> Int8Tensor:
+    """Round activations to int8, one absmax scale per token or block; equal values get transformers' bitnet's codes.
 
     Args:
-        weight: latent weight, shape (out, in), float32.
-        lam: scalar tensor; 0 gives the latent weight back, 1 exactly the ternary one.
-        scaling: estimator and granularity of the scale.
-
-    Returns:
-        Tensor of ``weight``'s shape and dtype.
-    """
-    with torch.no_grad():
-        groups = _grouped(weight.float(), scaling)
-        scale = _scale_of(groups, scaling)
-        ternary = (_codes_of(groups, scale) * scale).view(weight.shape)
-    blended: Tensor = _StraightThrough.apply(weight, ternary, lam)  # type: ignore[no-untyped-call]
-    return blended
-
-
-def fake_int8(x: Tensor, lam: Tensor, block: int | None = None) -> Tensor:
-    """Blend activations into their int8 value, one absmax scale per token or block, gradient straight through.
-
-    Args:
-        x: activations, shape (..., features), any float dtype.
-        lam: scalar tensor, as for the weights.
+        x: activations, shape (..., features), any float dtype; the arithmetic is float32.
         block: how many consecutive features share a scale, as in llama.cpp; None for all of a token's, as in BitNet.
-
-    Returns:
-        Tensor of ``x``'s shape and dtype.
     """
-    with torch.no_grad():
-        full = x.float() if block is None else x.float().reshape(*x.shape[:-1], -1, block)
-        per_step = INT8_MAX / full.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST_SCALE)
-        # Multiplied and divided in this order, the result is bit for bit that of transformers' bitnet integration.
-        rounded = (full * per_step).round_().clamp_(-INT8_MAX - 1, INT8_MAX) / per_step
-        rounded = rounded.view(x.shape).to(x.dtype)
-    blended: Tensor = _StraightThrough.apply(x, rounded, lam)  # type: ignore[no-untyped-call]
-    return blended
+    groups = x.detach().float().reshape(*x.shape[:-1], -1, block or x.shape[-1])
+    largest = torch.maximum(groups.amax(dim=-1, keepdim=True), -groups.amin(dim=-1, keepdim=True))
+    largest = largest.clamp_(min=SMALLEST_SCALE)
+    codes = (groups * (INT8_MAX / largest)).round_().to(torch.int8).view(x.shape)
+    return Int8Tensor(codes, (largest / INT8_MAX).squeeze(-1))
 
 
 def is_baked(weight: Tensor, granularity: str = "row") -> bool:
@@ -125,18 +120,6 @@ def scale_shape(rows: int, columns: int, scaling: Scaling) -> tuple[int, ...]:
     if scaling.granularity == "tensor":
         return (1,)
     return (rows, columns // (scaling.group_size or columns))
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward: lerp(value, quantized, lam), exact at both ends. Backward: identity (Bengio et al., arXiv 1308.3432)."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor, quantized: Tensor, lam: Tensor) -> Tensor:
-        return torch.lerp(value, quantized, lam.to(value.dtype))
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient, None, None
 
 
 def _grouped(weight: Tensor, scaling: Scaling) -> Tensor:

@@ -31,7 +31,7 @@ from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.report import Reporter
-from bitconvert.ternary.bitlinear import Lambda, held_latent, held_ternary
+from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
 
@@ -157,7 +157,7 @@ class WarmupTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Measure the model that will be packed: λ = 1, whatever the training is at."""
-        with held_ternary(self._student), self._clock_stopped():
+        with self.lam.at(1.0), self._clock_stopped():
             return super().evaluation_loop(*args, **kwargs)
 
     def ternary_ppl(self) -> float:
@@ -166,7 +166,7 @@ class WarmupTrainer(Trainer):
 
     def latent_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 0: before training, that of the original."""
-        with held_latent(self._student):
+        with self.lam.at(0.0):
             metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
         return self._ppl((metrics or {})["eval_loss"])
 

@@ -1,0 +1,170 @@
+"""The three matrix products of a BitLinear, output, input gradient and weight gradient: of integers where it is exact.
+
+At λ = 1 the output is a product of int8 activations and ternary int8 codes, summed in int32 and multiplied by the
+scales once, at the end. Where a device has no fast int8 product the same integers go through a float32 product, which
+is exact as long as sums stay below 2^24. In float32 the gradients are products of integers too: the incoming gradient
+in fixed point, 24 bits of each row's largest value, is three int8 digits, and what they are multiplied with (codes or
+activations) is int8 already. A float32 product rounds as much.
+
+Sources: Ma et al. (arXiv 2402.17764) for the layer, Bengio et al. (arXiv 1308.3432) for the straight-through gradient,
+Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the blend by λ.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor
+
+_CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
+"""Whether oneDNN has this CPU's int8 dot products; without them an integer product is slower than a float one."""
+
+_DIGITS = 3
+_LARGEST_FIXED = 127 * 256 ** (_DIGITS - 1)
+"""Fixed point ends here, so that rounding to digits of -128 to 127 never carries the first one past 127."""
+
+_SHORTEST_PIECE = 64
+"""Where the scales change after fewer columns, one float product is faster than that many integer ones."""
+
+
+class StraightThroughLinear(torch.autograd.Function):
+    """``y = x' @ w'.T + bias`` with quantized x' and w', and the gradients of x' and w' for ``x`` and ``weight``.
+
+    What the backward pass keeps of x' is its codes and scale (or, while activations are blended, the blend), and of w'
+    the codes and scale; a blended weight is made again. The arguments of ``apply``:
+
+        x: activations, shape (..., in).
+        weight: latent weight, shape (out, in); None where only its codes are left.
+        bias: shape (out,), or None.
+        x_codes, x_scale: what ``x`` was rounded to (see Int8Tensor), or the blend and None.
+        w_codes, w_scale: what ``weight`` was rounded to (see TernaryTensor).
+        lam: scalar tensor that blends the weights; None where they are ternary.
+        dtype: of the result, and of products that are not of integers.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        x_codes: Tensor,
+        x_scale: Tensor | None,
+        w_codes: Tensor,
+        w_scale: Tensor,
+        lam: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x_codes, x_scale, None if lam is None else weight, w_codes, w_scale, lam)
+        ctx.x_dtype = x.dtype
+        ternary = TernaryTensor(w_codes, w_scale)
+        with torch.autocast(x.device.type, enabled=False):
+            if lam is None and x_scale is not None and _is_worth_integers(x_scale, ternary):
+                y = _integer_product(Int8Tensor(x_codes, x_scale), ternary).to(dtype)
+            else:
+                w = _weights(weight, ternary, lam)
+                y = functional.linear(_activations(x_codes, x_scale).to(dtype), w.to(dtype))
+            return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_codes, x_scale, weight, w_codes, w_scale, lam = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        rows = gradients[0].flatten(0, -2)
+        dx = dw = None
+        if for_x:
+            dx = _input_gradient(rows, weight, TernaryTensor(w_codes, w_scale), lam)
+            dx = dx.to(ctx.x_dtype).view(x_codes.shape)
+        if for_weight:
+            dw = _weight_gradient(rows, x_codes, x_scale).float()
+        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 6
+
+
+def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
+    """The output, by a product of integers for each stretch of columns that shares its scales: float32, (..., out)."""
+    x_blocks, w_blocks, columns = x.scale.shape[-1], ternary.scale.shape[-1], x.codes.shape[-1]
+    x_codes, x_scale = x.codes.view(-1, columns), x.scale.view(-1, x_blocks)
+    w_scale = ternary.scale.view(-1, w_blocks).t()
+    pieces = math.lcm(x_blocks, w_blocks)
+    total: Tensor | None = None
+    for piece in range(pieces):
+        part = slice(piece * columns // pieces, (piece + 1) * columns // pieces)
+        product = _int8_matmul(x_codes[:, part], ternary.codes[:, part].t())
+        product.mul_(x_scale[:, piece * x_blocks // pieces, None]).mul_(w_scale[piece * w_blocks // pieces])
+        total = product if total is None else total.add_(product)
+    assert total is not None
+    return total.view(*x.codes.shape[:-1], -1)
+
+
+def _is_worth_integers(x_scale: Tensor, ternary: TernaryTensor) -> bool:
+    pieces = math.lcm(x_scale.shape[-1], ternary.scale.shape[-1])
+    return pieces == 1 or ternary.codes.shape[1] >= pieces * _SHORTEST_PIECE
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor | None, ternary: TernaryTensor, lam: Tensor | None) -> Tensor:
+    """Gradient (tokens, out) @ w' (out, in)."""
+    if lam is not None or ternary.scale.shape[-1] > 1:
+        return gradient @ _weights(weight, ternary, lam).to(gradient.dtype)
+    return _times_codes(gradient * ternary.scale.view(1, -1), ternary.codes)
+
+
+def _weight_gradient(gradient: Tensor, x_codes: Tensor, x_scale: Tensor | None) -> Tensor:
+    """Gradient (tokens, out), transposed, @ x' (tokens, in)."""
+    codes = x_codes.flatten(0, -2)
+    if x_scale is None or x_scale.shape[-1] > 1:
+        return gradient.t() @ _activations(x_codes, x_scale).flatten(0, -2).to(gradient.dtype)
+    return _times_codes((gradient * x_scale.view(-1, 1)).to(gradient.dtype).t(), codes)
+
+
+def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
+    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
+    if factor.dtype == torch.float32 and factor.device.type == "cpu" and _CPU_IS_FAST:
+        return _fixed_point_matmul(factor, codes)
+    return factor @ codes.to(factor.dtype)
+
+
+def _fixed_point_matmul(factor: Tensor, codes: Tensor) -> Tensor:
+    """The product of a float32 matrix and int8 codes, the floats as 24-bit numbers, lowest digit first."""
+    largest = torch.maximum(factor.amax(dim=1, keepdim=True), -factor.amin(dim=1, keepdim=True))
+    step = largest.clamp_(min=torch.finfo(torch.float32).tiny * _LARGEST_FIXED) / _LARGEST_FIXED
+    fixed = (factor / step).round_().to(torch.int32)
+    total = torch._int_mm(fixed.to(torch.int8), codes).float()  # to int8 keeps the lowest eight bits
+    for _ in range(_DIGITS - 1):
+        fixed = fixed.add_(128).bitwise_right_shift_(8)  # what the digit just used, -128 to 127, leaves over
+        total = total.div_(256).add_(torch._int_mm(fixed.to(torch.int8), codes))
+    return total.mul_(step * 256 ** (_DIGITS - 1))
+
+
+def _int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The exact product of two int8 matrices (m, k) and (k, n), as float32."""
+    if (a.device.type == "cpu" and _CPU_IS_FAST) or (a.is_cuda and _cuda_takes(a, b)):
+        return torch._int_mm(a, b).float()
+    return a.float() @ b.float()
+
+
+def _cuda_takes(a: Tensor, b: Tensor) -> bool:
+    """The int8 product of cuBLAS wants more than 16 rows, and multiples of 8."""
+    return a.shape[0] > 16 and a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0 and _cuda_has_int8(a.device.index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def _cuda_has_int8(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (7, 5)
+
+
+def _weights(weight: Tensor | None, ternary: TernaryTensor, lam: Tensor | None) -> Tensor:
+    """w': the ternary weight, or ``w + lam * (Q(w) - w)``, exact at both ends."""
+    if lam is None or weight is None:
+        return ternary.dequantize()
+    return torch.lerp(weight, ternary.dequantize().to(weight.dtype), lam.to(weight.dtype))
+
+
+def _activations(codes: Tensor, scale: Tensor | None) -> Tensor:
+    return codes if scale is None else Int8Tensor(codes, scale).dequantize()
