@@ -177,8 +177,18 @@ def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, l
     return shared
 
 
+def compile_blocks(decoder: nn.Module) -> None:
+    """Compile a decoder's layers one by one: that is quick, since equal ones share their graphs.
+
+    Weights that have changed are rounded before each forward pass of the decoder, outside of the graphs.
+    """
+    decoder.register_forward_pre_hook(lambda module, _: refresh(module))
+    for layer in decoder.get_submodule("layers").children():
+        layer.compile()
+
+
 def refresh(model: nn.Module) -> None:
-    """Round the weights of a model that have changed, as its next forward pass would do; a compiled one does not."""
+    """Round the weights of a model that have changed, as an eager forward pass does by itself."""
     for module in bitlinears(model):
         module.refresh()
 

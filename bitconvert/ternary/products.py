@@ -25,9 +25,11 @@ from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor
 _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
 """Whether oneDNN has this CPU's int8 dot products; without them an integer product is slower than a float one."""
 
-_DIGITS = 3
-_LARGEST_FIXED = 127 * 256 ** (_DIGITS - 1)
-"""Fixed point ends here, so that rounding to digits of -128 to 127 never carries the first one past 127."""
+_LARGEST_FIXED = 127 * 256**2
+"""Fixed point ends here, so that rounding to three digits of -128 to 127 never carries the first one past 127."""
+
+_ROWS_AT_ONCE = 256
+"""Rows that are taken apart into digits together; their temporaries stay in the cache, and small."""
 
 _SHORTEST_PIECE = 64
 """Where the scales change after fewer columns, one float product is faster than that many integer ones."""
@@ -79,10 +81,10 @@ class StraightThroughLinear(torch.autograd.Function):
         rows = gradients[0].flatten(0, -2)
         dx = dw = None
         if for_x:
-            dx = _input_gradient(rows, weight, TernaryTensor(w_codes, w_scale), lam)
-            dx = dx.to(ctx.x_dtype).view(x_codes.shape)
+            dx = _input_gradient(rows, weight, w_codes, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
-            dw = _weight_gradient(rows, x_codes, x_scale).float()
+            x_scales = None if x_scale is None else x_scale.flatten(0, -2)
+            dw = _weight_gradient(rows, x_codes.flatten(0, -2), x_scales).float()
         return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 6
 
 
@@ -107,38 +109,62 @@ def _is_worth_integers(x_scale: Tensor, ternary: TernaryTensor) -> bool:
     return pieces == 1 or ternary.codes.shape[1] >= pieces * _SHORTEST_PIECE
 
 
-def _input_gradient(gradient: Tensor, weight: Tensor | None, ternary: TernaryTensor, lam: Tensor | None) -> Tensor:
-    """Gradient (tokens, out) @ w' (out, in)."""
-    if lam is not None or ternary.scale.shape[-1] > 1:
+@torch.library.custom_op("bitconvert::input_gradient", mutates_args=())
+def _input_gradient(
+    gradient: Tensor, weight: Tensor | None, codes: Tensor, scale: Tensor, lam: Tensor | None
+) -> Tensor:
+    """Gradient (tokens, out) @ w' (out, in). An operator of its own, or a compiler would keep a blended w' for it."""
+    ternary = TernaryTensor(codes, scale)
+    if lam is not None or scale.shape[-1] > 1:
         return gradient @ _weights(weight, ternary, lam).to(gradient.dtype)
-    return _times_codes(gradient * ternary.scale.view(1, -1), ternary.codes)
+    return _times_codes((gradient * scale.view(1, -1)).to(gradient.dtype), codes)
 
 
-def _weight_gradient(gradient: Tensor, x_codes: Tensor, x_scale: Tensor | None) -> Tensor:
+@_input_gradient.register_fake
+def _(gradient: Tensor, _weight: Tensor | None, codes: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
+    return gradient.new_empty(gradient.shape[0], codes.shape[1])
+
+
+@torch.library.custom_op("bitconvert::weight_gradient", mutates_args=())
+def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
     """Gradient (tokens, out), transposed, @ x' (tokens, in)."""
-    codes = x_codes.flatten(0, -2)
-    if x_scale is None or x_scale.shape[-1] > 1:
-        return gradient.t() @ _activations(x_codes, x_scale).flatten(0, -2).to(gradient.dtype)
-    return _times_codes((gradient * x_scale.view(-1, 1)).to(gradient.dtype).t(), codes)
+    if scale is None or scale.shape[-1] > 1:
+        return gradient.t() @ _activations(codes, scale).to(gradient.dtype)
+    return _times_codes((gradient * scale).to(gradient.dtype).t(), codes)
+
+
+@_weight_gradient.register_fake
+def _(gradient: Tensor, codes: Tensor, _scale: Tensor | None) -> Tensor:
+    return gradient.new_empty(gradient.shape[1], codes.shape[1])
 
 
 def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
     """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
-    if factor.dtype == torch.float32 and factor.device.type == "cpu" and _CPU_IS_FAST:
-        return _fixed_point_matmul(factor, codes)
-    return factor @ codes.to(factor.dtype)
+    if factor.dtype != torch.float32 or factor.device.type != "cpu" or not _CPU_IS_FAST:
+        return factor @ codes.to(factor.dtype)
+    result = factor.new_empty(factor.shape[0], codes.shape[1])
+    for start in range(0, len(factor), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        _fixed_point_matmul(factor[rows], codes, out=result[rows])
+    return result
 
 
-def _fixed_point_matmul(factor: Tensor, codes: Tensor) -> Tensor:
-    """The product of a float32 matrix and int8 codes, the floats as 24-bit numbers, lowest digit first."""
+def _fixed_point_matmul(factor: Tensor, codes: Tensor, out: Tensor) -> None:
+    """The product of a float32 matrix and int8 codes, the floats as 24-bit numbers of three int8 digits."""
     largest = torch.maximum(factor.amax(dim=1, keepdim=True), -factor.amin(dim=1, keepdim=True))
     step = largest.clamp_(min=torch.finfo(torch.float32).tiny * _LARGEST_FIXED) / _LARGEST_FIXED
-    fixed = (factor / step).round_().to(torch.int32)
-    total = torch._int_mm(fixed.to(torch.int8), codes).float()  # to int8 keeps the lowest eight bits
-    for _ in range(_DIGITS - 1):
-        fixed = fixed.add_(128).bitwise_right_shift_(8)  # what the digit just used, -128 to 127, leaves over
-        total = total.div_(256).add_(torch._int_mm(fixed.to(torch.int8), codes))
-    return total.mul_(step * 256 ** (_DIGITS - 1))
+    low, middle, high = torch._int_mm(_digits((factor / step).round_().to(torch.int32)), codes).chunk(3)
+    out.copy_(low).div_(256).add_(middle).div_(256).add_(high).mul_(step * 256**2)
+
+
+def _digits(fixed: Tensor) -> Tensor:
+    """The digits of 24-bit numbers, each -128 to 127, the lowest first: int32 (rows, n) -> int8 (3 * rows, n)."""
+    low = fixed.to(torch.int8)  # keeps the lowest eight bits
+    middle = fixed.add_(128).bitwise_right_shift_(8).to(torch.int8)
+    high = fixed.add_(128).bitwise_right_shift_(8).to(torch.int8)
+    if fixed.stride(0) == 1:  # a transposed view: stay one, since a copy that transposes bytes is slow
+        return torch.cat([low.t(), middle.t(), high.t()], dim=1).t()
+    return torch.cat([low, middle, high])
 
 
 def _int8_matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
-from bitconvert.recipe import Distillation, Recipe
+from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report import Reporter
-from bitconvert.ternary.bitlinear import Lambda
+from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
 
@@ -90,6 +90,8 @@ class WarmupTrainer(Trainer):
         self._teacher = self._frozen(teacher) if self._distill.kl else None
         self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
         self._last_log = (time.monotonic(), 0)
+        if recipe.training.compile:
+            compile_blocks(student.get_decoder())  # type: ignore[no-untyped-call]
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class WarmupTrainer(Trainer):
         """Set λ, learning rate and weight decay for an optimizer step: each is a function of the progress alone."""
         t = (step + 0.5) / self.recipe.training.steps
         options = self.recipe.optimizer
-        self.lam.set(lambda_at(t, self.recipe.lam.curve, self.recipe.lam.reach_one_at))
+        self.lam.set(*lambdas_at(t, self.recipe.lam))
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * lr_at(t, options.lr_schedule, options.lr_warmup, options.lr_final)
             if group["decays"]:
@@ -338,6 +340,12 @@ def last_checkpoint(run_directory: Path) -> Path | None:
     return Path(found) if found else None
 
 
+def lambdas_at(t: float, ramp: LambdaRamp) -> tuple[float, float]:
+    """λ of the weights and of the activations at progress t."""
+    of_activations = ramp.reach_one_at if ramp.activations_reach_one_at is None else ramp.activations_reach_one_at
+    return lambda_at(t, ramp.curve, ramp.reach_one_at), lambda_at(t, ramp.curve, of_activations)
+
+
 def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments:
     """What Trainer has to know of a recipe.
 
@@ -359,7 +367,6 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         bf16=uses_bf16(recipe),
         activation_checkpointing=options.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=options.compile,
         train_sampling_strategy="sequential",
         logging_strategy="steps",
         logging_steps=options.log_every,
