@@ -18,8 +18,7 @@ from torch.nn import functional
 from bitconvert.models.head import Head
 from bitconvert.recipe import Distillation
 
-CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk; about CHUNK_COPIES tensors of this size exist at once
-CHUNK_COPIES = 6
+CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk, of which there are six tensors at the peak
 
 
 class DistillationLoss(NamedTuple):

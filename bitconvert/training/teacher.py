@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitconvert.models.head import head_of, hidden_states
+from bitconvert.recipe import Distillation
 from bitconvert.training.distill import FullTarget, Target, predicting_positions
 
 
@@ -27,20 +28,17 @@ class LiveTeacher:
 
     Args:
         model: the original; frozen, cast and moved here.
+        options: the loss's temperature; and whether the weights of the layers stay in CPU memory and come to the device
+            one layer at a time. The embedding and the head, which every chunk of the loss needs, are always there.
         device: where it computes.
         dtype: of its weights and products; its buffers stay as they are, since rotary frequencies need their float32.
-        temperature: of the loss.
-        offload: keep the weights of the layers in CPU memory and bring each to the device when its turn comes; the
-            embedding and the head, which every chunk of the loss needs, stay on the device.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, temperature: float, *, offload: bool
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, options: Distillation, device: torch.device, dtype: torch.dtype) -> None:
         model.requires_grad_(False).train(False)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
-        if offload:
+        if options.teacher_offload:
             for layer in model.get_decoder().layers:  # type: ignore[no-untyped-call]
                 cpu_offload(layer, execution_device=device)
         for tensor in chain(model.parameters(), model.buffers()):
@@ -48,7 +46,7 @@ class LiveTeacher:
                 tensor.data = tensor.data.to(device)
         self._model = model
         self._device = device
-        self._temperature = temperature
+        self._temperature = options.temperature
 
     def target(self, inputs: Mapping[str, Tensor]) -> FullTarget:
         """See ``Teacher``. Nothing of it is kept for a backward pass, so inference mode, the cheapest, will do."""

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
@@ -51,7 +51,6 @@ from bitconvert.training.trainer import (
     WarmupTrainer,
     last_checkpoint,
     training_arguments,
-    uses_bf16,
 )
 
 RECIPE = "recipe.yaml"
@@ -91,7 +90,7 @@ def _run(
     model: str, output: Path, recipe: Recipe, run_directory: Path, reporter: Reporter, started: float
 ) -> WarmupReport:
     set_seed(recipe.training.seed)
-    device = training_arguments(recipe, run_directory).device
+    arguments = training_arguments(recipe, run_directory)
     reporter.stage(f"loading {model}")
     checkpoint = open_checkpoint(model)
     require_trainable(checkpoint, recipe)
@@ -102,7 +101,7 @@ def _run(
     tokens = _training_tokens(student, tokenizer, recipe, reporter)
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
-    teacher, taught = _teacher(student, order, tokens, device, recipe, reporter)
+    teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
     lam = insert_bitlinear(student, names, recipe.scaling)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, taught, held_out, reporter)
@@ -235,17 +234,16 @@ def _teacher(
     original: PreTrainedModel,
     order: ShuffledWindows,
     tokens: Tokens,
-    device: torch.device,
+    arguments: TrainingArguments,
     recipe: Recipe,
     reporter: Reporter,
 ) -> tuple[Teacher | None, Dataset[dict[str, Tensor]]]:
     """Who teaches, if anybody does, and the windows as they are needed for it; the original stays as it is."""
     options = recipe.distill
-    dtype = torch.bfloat16 if uses_bf16(recipe) else torch.float32
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
 
     def live() -> LiveTeacher:
-        copied = copy.deepcopy(original)
-        return LiveTeacher(copied, device, dtype, options.temperature, offload=options.teacher_offload)
+        return LiveTeacher(copy.deepcopy(original), options, arguments.device, dtype)
 
     if recipe.control or not options.kl:
         return None, order

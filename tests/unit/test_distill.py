@@ -175,10 +175,13 @@ def test_equal_distributions_have_no_divergence() -> None:
 
 
 def test_without_gradients_there_is_only_the_loss() -> None:
-    given, options = case(), Distillation()
-    with torch.no_grad():
-        loss = distillation_loss(given.hidden, given.head, given.full(), given.tokens, options, ITEMS)
+    given, options = case(vocab=200, width=50), Distillation()
+    with torch.no_grad(), _Largest() as largest:
+        loss = distillation_loss(
+            given.hidden, given.head, given.full(), given.tokens, options, ITEMS, chunk_bytes=4 * 200
+        )
     assert not loss.loss.requires_grad
+    assert largest.elements < given.head.weight.numel()
     for ours, expected in zip(loss, by_definition(given, options, ITEMS), strict=True):
         torch.testing.assert_close(ours, expected.detach())
 

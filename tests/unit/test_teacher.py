@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
 from bitconvert.errors import BitconvertError
+from bitconvert.recipe import Distillation
 from bitconvert.report import Silent
 from bitconvert.training import teacher_cache
 from bitconvert.training.data import ShuffledWindows, Windows, cache_directory, model_key
@@ -46,7 +47,8 @@ def model() -> PreTrainedModel:
 
 
 def live(model: PreTrainedModel, temperature: float = 1.0, *, offload: bool = False) -> LiveTeacher:
-    return LiveTeacher(model, torch.device("cpu"), torch.float32, temperature, offload=offload)
+    options = Distillation(temperature=temperature, teacher_offload=offload)
+    return LiveTeacher(model, options, torch.device("cpu"), torch.float32)
 
 
 def order_of(count: int = 2 * WINDOWS, seed: int = 0) -> ShuffledWindows:
@@ -84,7 +86,7 @@ def test_the_target_is_the_models_own_distribution(model: PreTrainedModel, tempe
 
 def test_it_keeps_the_precision_of_its_rotary_frequencies() -> None:
     model = random_model("smollm2", hidden_size=64, intermediate_size=64)
-    LiveTeacher(model, torch.device("cpu"), torch.bfloat16, 1.0, offload=False)
+    LiveTeacher(model, Distillation(), torch.device("cpu"), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
 

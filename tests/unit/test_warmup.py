@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import open_checkpoint
@@ -239,15 +239,12 @@ def test_layers_in_cpu_memory_teach_the_same(
 # ---- the loop ----
 
 
-def live_teacher(model: PreTrainedModel, *, offload: bool = False) -> LiveTeacher:
-    return LiveTeacher(model, torch.device("cpu"), torch.float32, 1.0, offload=offload)
-
-
 def first_step(smollm: Path, story: Path, directory: Path, *overrides: str) -> dict[str, torch.Tensor]:
     """The parameters after one optimizer step, by plain SGD so that they show the gradient itself."""
     recipe = small(story, "training.tokens=128", "optimizer.max_grad_norm=1e9", *overrides)
     checkpoint = open_checkpoint(str(smollm))
-    teacher, student = live_teacher(checkpoint.load_latent()), checkpoint.load_latent()
+    teacher = LiveTeacher(checkpoint.load_latent(), recipe.distill, torch.device("cpu"), torch.float32)
+    student = checkpoint.load_latent()
     names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
     windows = Windows(tokenize([str(story)], checkpoint.tokenizer(), Silent()).ids, 32)
     lam = insert_bitlinear(student, names, recipe.scaling)
