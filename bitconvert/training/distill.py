@@ -18,7 +18,7 @@ from torch.nn import functional
 from bitconvert.models.head import Head
 from bitconvert.recipe import Distillation
 
-CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk, of which there are six tensors at the peak
+CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk, of which there are five tensors at the peak
 
 
 class DistillationLoss(NamedTuple):
@@ -172,12 +172,14 @@ class _ChunkedLoss(torch.autograd.Function):
             for chunk in chunks(len(inputs), rows):
                 products = functional.linear(inputs[chunk], weight).requires_grad_(any(wanted))
                 kl_part, ce_part, gradient = _loss_of_products(products, head, target, chunk, labels[chunk], options)
+                del products
                 kl += kl_part
                 ce += ce_part
                 if of_hidden is not None:
                     of_hidden[chunk] = gradient @ weight
                 if of_weight is not None:
                     _add_product(of_weight, gradient.T, inputs[chunk])
+                del gradient  # or it would stand beside the next chunk
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.mark_non_differentiable(kl, ce)
         return options.kl * kl + options.ce * ce, kl, ce

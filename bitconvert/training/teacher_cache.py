@@ -22,7 +22,6 @@ from bitconvert.training.distill import FullTarget, TopTarget, chunk_rows, chunk
 from bitconvert.training.teacher import LiveTeacher
 
 _LAYOUT = "teacher-1"  # part of every key: change it when the meaning of the cached bytes changes
-_LEAST_SHARE = float(np.finfo(np.float16).min)  # stands for a rest of no mass, whose logarithm is -inf
 _TOKENS, _SHARES = "teacher_tokens", "teacher_shares"
 
 
@@ -108,7 +107,7 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
             tokens, shares = _top_of(target, self._k)
             records = np.empty(len(windows), self._record)
             records[_TOKENS] = tokens.view(len(windows), -1, self._k).cpu().numpy()
-            records[_SHARES] = shares.clamp_(min=_LEAST_SHARE).view(len(windows), -1, self._k + 1).cpu().numpy()
+            records[_SHARES] = shares.view(len(windows), -1, self._k + 1).cpu().numpy()
             yield from (record.tobytes() for record in records)
 
 
