@@ -61,6 +61,9 @@ class Distillation(_Section):
     kl: float = Field(0.65, ge=0.0, description="weight of the divergence from the original model")
     ce: float = Field(0.35, ge=0.0, description="weight of the cross-entropy with the text")
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
+    teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
+    cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")
+    cache_top_k: int = Field(64, gt=0, description="likeliest tokens kept at a position; the rest counts as one")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distillation:

@@ -429,28 +429,32 @@ def write_model(directory: Path, variant: str, *, padding_rows: int = 4, layers:
     Everything that could be lost on the way is random: norms and biases too, and q and k are large enough that every
     error in the rotary embedding shows.
     """
-    make_tokenizer, overrides = VARIANTS[variant]
-    tokenizer = make_tokenizer()
+    tokenizer = VARIANTS[variant][0]()
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    shape = {"vocab_size": len(tokenizer) + padding_rows, "num_hidden_layers": layers}
+    random_model(variant, **special | shape | VARIANTS[variant][1] | changes).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def random_model(variant: str, **changes: Any) -> PreTrainedModel:
+    """The model of ``write_model``, with no tokenizer beside it."""
     shape = {
         "model_type": "llama",
         "hidden_size": 256,
         "intermediate_size": 512,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-5,
-        "vocab_size": len(tokenizer) + padding_rows,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "vocab_size": 64,
         "tie_word_embeddings": False,
     }
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**copy.deepcopy(shape | overrides | changes)))
+    config = AutoConfig.for_model(**copy.deepcopy(shape | VARIANTS[variant][1] | changes))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     _randomize(model)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return model
 
 
 def _randomize(model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ from bitconvert.report import Reporter
 _LAYOUT = "tokens-2"  # part of every cache key: change it when the meaning of the cached bytes changes
 _DOCUMENTS_AT_ONCE = 256
 _SAMPLED_AT_ONCE = 32
+_NOT_COMPUTED = ("_name_or_path", "transformers_version")  # what of a config says nothing of its model
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class Windows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, ids: np.ndarray[Any, np.dtype[Any]], context: int) -> None:
         self._ids = ids
-        self._context = context
+        self.context = context
 
     def __len__(self) -> int:
-        return len(self._ids) // self._context
+        return len(self._ids) // self.context
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        start = index * self._context
-        window = torch.from_numpy(self._ids[start : start + self._context].astype(np.int64))
+        start = index * self.context
+        window = torch.from_numpy(self._ids[start : start + self.context].astype(np.int64))
         return {"input_ids": window, "labels": window}
 
 
@@ -71,19 +73,30 @@ class ShuffledWindows(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, windows: Windows, count: int, seed: int) -> None:
-        self._windows = windows
+        self.windows = windows
         self._count = count
         self._seed = seed
-        self._epoch: tuple[int, np.ndarray[Any, np.dtype[Any]]] | None = None
+        self._epoch: tuple[int, np.ndarray[Any, np.dtype[np.int64]]] | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        epoch, position = divmod(index, len(self._windows))
+        return self.windows[self.window_at(index)]
+
+    def window_at(self, index: int) -> int:
+        """Which window comes at a place of the order."""
+        epoch, position = divmod(index, len(self.windows))
+        return int(self._permutation(epoch)[position])
+
+    def visited(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The windows that come at all, ascending."""
+        return np.sort(self._permutation(0)[: self._count])
+
+    def _permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(len(self._windows))
-        return self._windows[int(self._epoch[1][position])]
+            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(len(self.windows))
+        return self._epoch[1]
 
 
 def split_held_out(tokens: Tokens, held_out_tokens: int, context: int) -> tuple[Windows, Windows]:
@@ -120,7 +133,7 @@ def tokenize(sources: Iterable[str], tokenizer: PreTrainedTokenizerFast, reporte
     documents = _documents(sources, digest)
     key = digest.hexdigest()
     path = cache_directory() / f"{key}.bin"
-    dtype = _dtype(len(tokenizer))
+    dtype = id_dtype(len(tokenizer))
     if not path.exists():
         reporter.stage(f"tokenizing {', '.join(sources)}")
         _write(path, _encode(documents, tokenizer), dtype)
@@ -141,21 +154,31 @@ def sample_tokens(
     (Liu et al., "LLM-QAT", arXiv 2305.17888). Cached by the model's weights, the seed and the amount.
     """
     windows = -(-options.sampled_tokens // context)
-    digest = hashlib.sha256(f"{_LAYOUT}\nsampled {windows} {context} {seed}\n".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    key = digest.hexdigest()
+    described = f"{_LAYOUT}\nsampled {windows} {context} {seed}\n{model_key(model)}\n"
+    key = hashlib.sha256(described.encode()).hexdigest()
     path = cache_directory() / f"{key}.bin"
-    dtype = _dtype(model.config.vocab_size)
+    dtype = id_dtype(model.config.vocab_size)
     if not path.exists():
         reporter.stage("sampling text from the original model")
         _write(path, _sample(model, tokenizer, windows, context, seed, reporter), dtype)
     return Tokens(_memory_map(path, dtype, []), key, f"{windows * context} tokens sampled from the original model")
 
 
+def model_key(model: PreTrainedModel) -> str:
+    """sha256 of all that decides what a model computes: its config and weights, not its name."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_COMPUTED}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def cache_directory() -> Path:
-    """Where token blocks are kept: $BITCONVERT_CACHE, else $XDG_CACHE_HOME/bitconvert, else ~/.cache/bitconvert."""
+    """Where token blocks, and what a teacher made of them, are kept.
+
+    $BITCONVERT_CACHE, else $XDG_CACHE_HOME/bitconvert, else ~/.cache/bitconvert.
+    """
     if "BITCONVERT_CACHE" in os.environ:
         return Path(os.environ["BITCONVERT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitconvert"
@@ -247,7 +270,8 @@ def _end_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return end
 
 
-def _dtype(vocabulary: int) -> np.dtype[Any]:
+def id_dtype(vocabulary: int) -> np.dtype[Any]:
+    """The smallest unsigned integer, of 16 bits or 32, that holds every id of a vocabulary."""
     return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
 
 

@@ -29,11 +29,13 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.head import head_of, hidden_states
 from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
+from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
@@ -49,7 +51,7 @@ class WarmupTrainer(Trainer):
 
     Args:
         student: model whose BitLinears share ``lam``.
-        teacher: the original, frozen here; dropped where the loss has no KL term.
+        teacher: knows what the original makes of the windows; None where the loss has no KL term.
         lam: the shared λ, moved at the start of each step.
         recipe: everything else.
         run_directory: checkpoints and metrics go here.
@@ -61,7 +63,7 @@ class WarmupTrainer(Trainer):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: Teacher | None,
         lam: Lambda,
         recipe: Recipe,
         run_directory: Path,
@@ -87,7 +89,7 @@ class WarmupTrainer(Trainer):
         self._checkpoints = run_directory / CHECKPOINTS
         self._metrics_file = run_directory / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
-        self._teacher = self._frozen(teacher) if self._distill.kl else None
+        self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
         self._last_log = (time.monotonic(), 0)
         if recipe.training.compile:
@@ -114,30 +116,20 @@ class WarmupTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
         tokens = inputs["input_ids"]
-        outputs = model(input_ids=tokens, use_cache=False)
-        predicted = tokens[:, 1:].numel()
         options = self._distill if model.training else _CROSS_ENTROPY
-        loss, kl, ce = distillation_loss(
-            outputs.logits, self._teacher_logits(tokens, options.kl), tokens, options, num_items_in_batch or predicted
-        )
+        target = self._teacher.target(inputs) if self._teacher and model.training else None
+        with self.accelerator.autocast():
+            loss, kl, ce = distillation_loss(
+                hidden_states(self._student, tokens),
+                head_of(self._student),
+                target,
+                tokens,
+                options,
+                num_items_in_batch or tokens[:, 1:].numel(),
+            )
         if model.training:
             self._parts = {"kl": self._parts["kl"] + kl, "ce": self._parts["ce"] + ce}
-        return (loss, outputs) if return_outputs else loss
-
-    def _frozen(self, teacher: PreTrainedModel) -> PreTrainedModel:
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
-        teacher.requires_grad_(False).train(False)
-        nn.Module.to(teacher, self.args.device)
-        for parameter in teacher.parameters():
-            parameter.data = parameter.data.to(dtype)  # not the buffers: rotary frequencies need their float32
-        return teacher
-
-    @torch.no_grad()
-    def _teacher_logits(self, tokens: Tensor, weight: float) -> Tensor | None:
-        if self._teacher is None or weight == 0:
-            return None
-        logits: Tensor = self._teacher(input_ids=tokens, use_cache=False).logits
-        return logits
+        return (loss, {}) if return_outputs else loss
 
     def stop_if_diverged(self) -> None:
         """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step."""
@@ -200,8 +192,8 @@ class WarmupTrainer(Trainer):
         return scheduler
 
     @property
-    def _student(self) -> nn.Module:
-        return cast(nn.Module, self.model)
+    def _student(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model)
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -16,7 +16,9 @@ from types import FrameType
 
 import torch
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
@@ -25,7 +27,7 @@ from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
+from bitconvert.ternary.bitlinear import insert_bitlinear
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -34,13 +36,22 @@ from bitconvert.training.data import (
     Windows,
     cache_directory,
     first_windows,
+    model_key,
     sample_tokens,
     split_held_out,
     tokenize,
 )
 from bitconvert.training.plan import is_trained_on, require_trainable
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.trainer import METRICS, TRACKED, WarmupTrainer, last_checkpoint
+from bitconvert.training.teacher import LiveTeacher, Teacher
+from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
+from bitconvert.training.trainer import (
+    METRICS,
+    TRACKED,
+    WarmupTrainer,
+    last_checkpoint,
+    training_arguments,
+)
 
 RECIPE = "recipe.yaml"
 PLOT = "training.png"
@@ -79,18 +90,21 @@ def _run(
     model: str, output: Path, recipe: Recipe, run_directory: Path, reporter: Reporter, started: float
 ) -> WarmupReport:
     set_seed(recipe.training.seed)
+    arguments = training_arguments(recipe, run_directory)
     reporter.stage(f"loading {model}")
     checkpoint = open_checkpoint(model)
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
-    teacher = checkpoint.load_latent()
-    student, lam = _student(teacher, checkpoint, recipe)
+    student = checkpoint.load_latent()
+    names = _ternary_modules(student, checkpoint, recipe)
 
-    tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
+    tokens = _training_tokens(student, tokenizer, recipe, reporter)
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
+    teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
+    lam = insert_bitlinear(student, names, recipe.scaling)
 
-    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
+    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, taught, held_out, reporter)
     _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
@@ -196,19 +210,19 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
 
 
-def _student(teacher: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
-    student = copy.deepcopy(teacher)
+def _ternary_modules(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """Names of the linears that become ternary: of a control run none."""
     if recipe.control:
-        return student, Lambda()
-    names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
-    _check_groups(student, names, recipe)
-    return student, insert_bitlinear(student, names, recipe.scaling)
+        return []
+    names = checkpoint.family.ternary_modules(name for name, _ in model.named_modules())
+    _check_groups(model, names, recipe)
+    return names
 
 
-def _check_groups(student: PreTrainedModel, names: list[str], recipe: Recipe) -> None:
+def _check_groups(model: PreTrainedModel, names: list[str], recipe: Recipe) -> None:
     size = recipe.scaling.group_size
     for name in names:
-        columns = int(student.get_submodule(name).in_features)  # type: ignore[arg-type]
+        columns = int(model.get_submodule(name).in_features)  # type: ignore[arg-type]
         if size and columns % size:
             raise UsageError(
                 f"scaling.granularity: rows of {columns} ({name}) do not divide into groups of {size}",
@@ -216,13 +230,38 @@ def _check_groups(student: PreTrainedModel, names: list[str], recipe: Recipe) ->
             )
 
 
+def _teacher(
+    original: PreTrainedModel,
+    order: ShuffledWindows,
+    tokens: Tokens,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    reporter: Reporter,
+) -> tuple[Teacher | None, Dataset[dict[str, Tensor]]]:
+    """Who teaches, if anybody does, and the windows as they are needed for it; the original stays as it is."""
+    options = recipe.distill
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+
+    def live() -> LiveTeacher:
+        return LiveTeacher(copy.deepcopy(original), options, arguments.device, dtype)
+
+    if recipe.control or not options.kl:
+        return None, order
+    if not options.cache:
+        return live(), order
+    key = f"{model_key(original)} {tokens.key} {dtype}"
+    taught = TaughtWindows(order, key, original.config.vocab_size, options.cache_top_k, options.temperature)
+    taught.fill(live, recipe.training.micro_batch_size, reporter)
+    return CachedTeacher(), taught
+
+
 def _training_tokens(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+    original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
 ) -> Tokens:
     if recipe.data.sources:
         return tokenize(recipe.data.sources, tokenizer, reporter)
     reporter.warn("no --data: training on text sampled from the original model (its own distribution, not yours)")
-    return sample_tokens(teacher, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
+    return sample_tokens(original, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
 
 
 def _split(

@@ -25,6 +25,7 @@ from bitconvert.report import Silent, WarmupReport
 from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
 from bitconvert.training.data import ShuffledWindows, Windows, tokenize
 from bitconvert.training.plan import plan_warmup
+from bitconvert.training.teacher import LiveTeacher
 from bitconvert.training.trainer import WarmupTrainer, training_arguments
 from bitconvert.training.warmup import Interrupted, partial_directory, warmup
 
@@ -175,6 +176,66 @@ def test_activation_checkpointing_changes_nothing(
         torch.testing.assert_close(after, before)
 
 
+# ---- the teacher ----
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BITCONVERT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_all_tokens_from_disk_teach_as_the_teacher_does(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = small(story, "distill.cache=true", "distill.cache_top_k=100000")
+    report = warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    ours, lives = (
+        [line["kl"] for line in map(json.loads, (output / "metrics.jsonl").open()) if "kl" in line]
+        for output in (tmp_path / "out", done[0])
+    )
+    assert ours[0] == pytest.approx(lives[0], rel=1e-4)
+    assert ours == pytest.approx(lives, rel=0.02)  # AdamW makes more of the rounding to float16 than it is
+    assert report.held_out_ppl == pytest.approx(done[1].held_out_ppl, rel=0.02)
+
+
+def test_a_second_run_needs_no_teacher_even_if_interrupted(
+    smollm: Path, story: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signalled(Silent):
+        def metrics(self, values) -> None:
+            if values["step"] == 3 and "loss" in values:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = small(story, "distill.cache=true", "distill.cache_top_k=8")
+    first, second = tmp_path / "first", tmp_path / "second"
+    warmup(str(smollm), first, recipe, reporter=Silent())
+    (file,) = cache.glob("*.teacher")
+    monkeypatch.setattr("bitconvert.training.warmup.LiveTeacher", None)
+    with pytest.raises(Interrupted):
+        warmup(str(smollm), second, recipe, reporter=Signalled())
+    warmup(str(smollm), second, recipe, resume=True, reporter=Silent())
+    assert weights(first) == weights(second)
+    assert list(cache.glob("*.teacher")) == [file]
+
+
+@pytest.mark.parametrize("override", ["control=true", "distill.kl=0"])
+def test_what_has_no_teacher_keeps_none(
+    override: str, smollm: Path, story: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitconvert.training.warmup.LiveTeacher", None)
+    recipe = small(story, "distill.cache=true", "training.tokens=128", override)
+    warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    assert list(cache.glob("*.teacher")) == []
+
+
+def test_layers_in_cpu_memory_teach_the_same(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    warmup(str(smollm), tmp_path / "out", small(story, "distill.teacher_offload=true"), reporter=Silent())
+    assert weights(tmp_path / "out") == weights(done[0])
+
+
 # ---- the loop ----
 
 
@@ -182,7 +243,8 @@ def first_step(smollm: Path, story: Path, directory: Path, *overrides: str) -> d
     """The parameters after one optimizer step, by plain SGD so that they show the gradient itself."""
     recipe = small(story, "training.tokens=128", "optimizer.max_grad_norm=1e9", *overrides)
     checkpoint = open_checkpoint(str(smollm))
-    teacher, student = checkpoint.load_latent(), checkpoint.load_latent()
+    teacher = LiveTeacher(checkpoint.load_latent(), recipe.distill, torch.device("cpu"), torch.float32)
+    student = checkpoint.load_latent()
     names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
     windows = Windows(tokenize([str(story)], checkpoint.tokenizer(), Silent()).ids, 32)
     lam = insert_bitlinear(student, names, recipe.scaling)

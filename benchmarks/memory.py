@@ -1,0 +1,18 @@
+"""How much memory a piece of work takes at its peak, as torch's own allocator sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most that tensors on the CPU took during ``work`` beyond what there was before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    assert recorded.profiler is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(changes), default=0)

@@ -1,0 +1,55 @@
+"""The original model as the teacher: frozen, run beside the student at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Protocol
+
+import torch
+from accelerate import cpu_offload
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bitconvert.models.head import head_of, hidden_states
+from bitconvert.recipe import Distillation
+from bitconvert.training.distill import FullTarget, Target, predicting_positions
+
+
+class Teacher(Protocol):
+    """Whatever knows what the original model makes of the training windows."""
+
+    def target(self, inputs: Mapping[str, Tensor]) -> Target:
+        """The target of a batch of training windows, collated."""
+
+
+class LiveTeacher:
+    """The model itself.
+
+    Args:
+        model: the original; frozen, cast and moved here.
+        options: the loss's temperature; and whether the weights of the layers stay in CPU memory and come to the device
+            one layer at a time. The embedding and the head, which every chunk of the loss needs, are always there.
+        device: where it computes.
+        dtype: of its weights and products; its buffers stay as they are, since rotary frequencies need their float32.
+    """
+
+    def __init__(self, model: PreTrainedModel, options: Distillation, device: torch.device, dtype: torch.dtype) -> None:
+        model.requires_grad_(False).train(False)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        if options.teacher_offload:
+            for layer in model.get_decoder().layers:  # type: ignore[no-untyped-call]
+                cpu_offload(layer, execution_device=device)
+        for tensor in chain(model.parameters(), model.buffers()):
+            if not tensor.is_meta:  # which stands for a weight that waits in CPU memory
+                tensor.data = tensor.data.to(device)
+        self._model = model
+        self._device = device
+        self._temperature = options.temperature
+
+    def target(self, inputs: Mapping[str, Tensor]) -> FullTarget:
+        """See ``Teacher``. Nothing of it is kept for a backward pass, so inference mode, the cheapest, will do."""
+        with torch.inference_mode():
+            hidden = hidden_states(self._model, inputs["input_ids"].to(self._device))
+        return FullTarget(predicting_positions(hidden), head_of(self._model), self._temperature)

@@ -1,0 +1,128 @@
+"""The teacher on disk: its likeliest tokens at every training position, computed once for all epochs and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ByteSize
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bitconvert.atomic import atomic_file
+from bitconvert.errors import BitconvertError
+from bitconvert.report import Reporter
+from bitconvert.training.data import ShuffledWindows, cache_directory, id_dtype
+from bitconvert.training.distill import FullTarget, TopTarget, chunk_rows, chunks, top_shares
+from bitconvert.training.teacher import LiveTeacher
+
+_LAYOUT = "teacher-1"  # part of every key: change it when the meaning of the cached bytes changes
+_TOKENS, _SHARES = "teacher_tokens", "teacher_shares"
+
+
+class CachedTeacher:
+    """Takes the target from what ``TaughtWindows`` put into the batch."""
+
+    def target(self, inputs: Mapping[str, Tensor]) -> TopTarget:
+        """See ``Teacher``."""
+        return TopTarget(inputs[_TOKENS].flatten(0, 1), inputs[_SHARES].flatten(0, 1))
+
+
+class TaughtWindows(Dataset[dict[str, Tensor]]):
+    """Training windows in their order, each with the teacher's k likeliest tokens at its predicted positions.
+
+    A file holds the windows that a run reads, one record each: token ids (uint16 or uint32) and log-probabilities
+    (float16, the rest's last) at the loss's temperature. float16 rounds a log-probability by at most 1/2048 of itself.
+
+    Args:
+        order: the windows.
+        key: whatever else decides the teacher's distribution: model, text, precision.
+        vocabulary: number of tokens that the teacher knows.
+        k: tokens kept at a position, at most all.
+        temperature: of the loss.
+    """
+
+    def __init__(self, order: ShuffledWindows, key: str, vocabulary: int, k: int, temperature: float) -> None:
+        self._order = order
+        self._visited = order.visited()
+        self._k = min(k, vocabulary)
+        positions = order.windows.context - 1
+        self._record = np.dtype(
+            [(_TOKENS, id_dtype(vocabulary), (positions, self._k)), (_SHARES, np.float16, (positions, self._k + 1))]
+        )
+        digest = hashlib.sha256(
+            f"{_LAYOUT}\n{key}\n{vocabulary} {self._k} {temperature} {order.windows.context}\n".encode()
+        )
+        digest.update(self._visited.tobytes())
+        self._path = cache_directory() / f"{digest.hexdigest()}.teacher"
+        self._records: np.ndarray[Any, np.dtype[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if self._records is None:
+            self._records = np.memmap(self._path, self._record, mode="r")
+        record = self._records[int(np.searchsorted(self._visited, self._order.window_at(index)))]
+        tokens, shares = record[_TOKENS].astype(np.int64), record[_SHARES].astype(np.float16)
+        return {**self._order[index], _TOKENS: torch.from_numpy(tokens), _SHARES: torch.from_numpy(shares)}
+
+    def fill(self, teacher: Callable[[], LiveTeacher], batch_size: int, reporter: Reporter) -> None:
+        """Ask the teacher about every window, unless its answers are there from an earlier run.
+
+        Args:
+            teacher: makes the teacher; not called where it is not needed.
+            batch_size: windows in one forward pass.
+            reporter: hears what it will take on disk, and how far it is.
+
+        Raises:
+            BitconvertError: the disk is full, or would be.
+        """
+        size = self._record.itemsize * len(self._visited)
+        told = f"{ByteSize(size).human_readable(decimal=True)} for the teacher's {self._k} likeliest tokens"
+        if self._path.exists():
+            reporter.note(f"{told} are there from an earlier run: {self._path}")
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        reporter.note(
+            f"{told}, {self._record.itemsize / self._order.windows.context:.0f} bytes a token of text: {self._path}"
+        )
+        _require_space(self._path, size)
+        reporter.stage("asking the original model")
+        with atomic_file(self._path) as temporary, temporary.open("wb") as stream:
+            for done, record in enumerate(self._answers(teacher(), batch_size), 1):
+                stream.write(record)
+                reporter.advance(done, len(self._visited))
+
+    def _answers(self, teacher: LiveTeacher, batch_size: int) -> Iterator[bytes]:
+        """A record for each window, in ascending order."""
+        for start in range(0, len(self._visited), batch_size):
+            windows = [self._order.windows[int(index)] for index in self._visited[start : start + batch_size]]
+            target = teacher.target({"input_ids": torch.stack([window["input_ids"] for window in windows])})
+            tokens, shares = _top_of(target, self._k)
+            records = np.empty(len(windows), self._record)
+            records[_TOKENS] = tokens.view(len(windows), -1, self._k).cpu().numpy()
+            records[_SHARES] = shares.view(len(windows), -1, self._k + 1).cpu().numpy()
+            yield from (record.tobytes() for record in records)
+
+
+def _top_of(target: FullTarget, k: int) -> tuple[Tensor, Tensor]:
+    rows = chunk_rows(target.head.weight.shape[0])
+    parts = [top_shares(target.at(chunk), k) for chunk in chunks(len(target.hidden), rows)]
+    tokens, shares = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(shares)
+
+
+def _require_space(path: Path, size: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise BitconvertError(
+            f"{path}: {ByteSize(size).human_readable(decimal=True)} are needed, "
+            f"{ByteSize(free).human_readable(decimal=True)} are free",
+            "free some space, point BITCONVERT_CACHE elsewhere, lower distill.cache_top_k, or do without distill.cache",
+        )
