@@ -25,6 +25,8 @@ from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.gguf_file import whole_set
 from bitconvert.models.lineage import Lineage, read_lineage
+from bitconvert.models.location import HUB_FILE, locate
+from bitconvert.models.location import HUB_ID as HUB_ID
 from bitconvert.models.packed import (
     has_int8_activations,
     is_readable,
@@ -44,7 +46,6 @@ _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
 _MOST_LAYERS = 10_000  # many times those of any model; a damaged count would build empty layers for hours
-HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
@@ -382,12 +383,7 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises:
         BitconvertError: it is not there, or not a model that bitconvert can read.
     """
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix in (".onnx", ".onnx_data"):
-        raise BitconvertError(f"{name}: ONNX files are not read back", "give the checkpoint that it was packed from")
-    if path.is_dir() or path.is_file():
-        return Checkpoint(name, path)
-    return Checkpoint(name, _download(name))
+    return Checkpoint(name, locate(name) or _download(name))
 
 
 def _download(name: str) -> Path:
@@ -395,11 +391,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    gguf = re.fullmatch(rf"({HUB_ID})/(.+\.gguf)", name)
-    if not gguf and not re.fullmatch(HUB_ID, name):
-        raise BitconvertError(
-            f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model"
-        )
+    gguf = re.fullmatch(HUB_FILE, name)
     try:
         if gguf:
             parts = [part.as_posix() for part in whole_set(Path(gguf[2]))]
