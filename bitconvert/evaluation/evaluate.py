@@ -163,8 +163,8 @@ def _original(
     theirs = conditions.tokens(original)
     if theirs.ids.tolist() != tokens.ids.tolist():
         raise _incomparable(subject, original, "their tokenizers cut the text differently")
-    probe = tokens.ids[:1].unsqueeze(0)
-    sizes = [one.predict(probe, 1).shape[-1] for one in (subject, original)]
+    probe = tokens.ids[:2].unsqueeze(0)
+    sizes = [next(one.predict(probe, 1)).shape[-1] for one in (subject, original)]
     if sizes[0] != sizes[1]:
         raise _incomparable(subject, original, f"their vocabularies hold {sizes[0]} and {sizes[1]} tokens")
     return original

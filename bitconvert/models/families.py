@@ -47,6 +47,8 @@ class Family:
         linears: module names inside a block that become ternary; fused ones stay fused, with one scale.
         permute_rope: whether llama.cpp wants the rows of q and k interleaved per head (its NORM style of RoPE).
         norm_shift: added to the weights of all norms on the way to llama.cpp, which multiplies by them alone.
+        logits_divisor: attribute of the config that the logits are divided by.
+        logits_softcap: attribute of the config that they cannot exceed, whatever their size before; it may be None.
         hparams: numbers that the file holds besides those that every file holds.
         flags: attributes of the config that are true if a tensor is there, and the tensor.
         computed: attributes of the config that the graph takes for granted, and with what; a tuple holds several
@@ -64,6 +66,8 @@ class Family:
     linears: tuple[str, ...] = _LLAMA_LINEARS
     permute_rope: bool = False
     norm_shift: float = 0.0
+    logits_divisor: str | None = None
+    logits_softcap: str | None = None
     hparams: tuple[Hparam, ...] = (RMS_NORM_EPS,)
     flags: Mapping[str, str] = field(default_factory=dict)
     computed: Mapping[str, Value] = field(default_factory=dict)
@@ -156,6 +160,7 @@ FAMILIES = {
             "Gemma2ForCausalLM",
             "gemma2",
             norm_shift=1.0,
+            logits_softcap="final_logit_softcapping",
             hparams=(
                 RMS_NORM_EPS,
                 SLIDING_WINDOW,
@@ -175,6 +180,7 @@ FAMILIES = {
             "Gemma3ForCausalLM",
             "gemma3",
             norm_shift=1.0,
+            logits_softcap="final_logit_softcapping",
             hparams=(RMS_NORM_EPS, SLIDING_WINDOW),
             computed={
                 **_GEMMA,
@@ -209,6 +215,7 @@ FAMILIES = {
             "GraniteForCausalLM",
             "granite",
             permute_rope=True,
+            logits_divisor="logits_scaling",
             hparams=(
                 RMS_NORM_EPS,
                 Hparam("attention.scale", "attention_multiplier", float),
