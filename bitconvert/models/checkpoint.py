@@ -6,17 +6,18 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from yaml import YAMLError
 
 from bitconvert.errors import BitconvertError, UsageError
@@ -36,7 +37,7 @@ from bitconvert.models.packed import (
     unpacked_shape,
 )
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.bitlinear import BitLinear, bitlinears, freeze_ternary, insert_bitlinear
+from bitconvert.ternary.bitlinear import BitLinear, freeze_ternary, insert_bitlinear
 from bitconvert.ternary.quantize import GRANULARITIES, TernaryTensor, is_baked
 
 Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
@@ -314,13 +315,15 @@ class Checkpoint:
         GGUF file without ternary weights, and compressed-tensors, whose runtimes keep activations as they are, do not
         round them.
         """
-        model = self._load_packed() if self.kind == "packed" else self._load_float()
+        weights = self.weights()  # held against the configuration before there is a model of whatever size that says
+        model = self._without_weights()
         ternary = self._ternary_linears(model)
-        if ternary:
-            insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
-            for module, (name, block) in zip(bitlinears(model), ternary.items(), strict=True):
-                module.activation_block = block
-                self._freeze(module, name)
+        insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
+        for name, block in ternary.items():
+            model.get_submodule(name).activation_block = block  # type: ignore[assignment]
+        for name in weights:
+            self._fill(model, name)
+        model.tie_weights()
         model.train(False)
         return model
 
@@ -331,6 +334,33 @@ class Checkpoint:
         freeze_ternary(model)
         model.train(False)
         return model
+
+    def _without_weights(self) -> PreTrainedModel:
+        """The model with every parameter on the meta device; buffers, which are computed, are there."""
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = getattr(transformers, self.family.architecture)(copy.deepcopy(self.complete))
+        if self.kind != "gguf":
+            self._set_generation_config(model)
+        return model
+
+    def _set_generation_config(self, model: PreTrainedModel) -> None:
+        """Take over generation_config.json; without one, or one that is no JSON, what config.json says stays."""
+        try:
+            with suppress(OSError):
+                model.generation_config = GenerationConfig.from_pretrained(self.path)
+        except Exception as error:  # as for the config: exceptions of many kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BitconvertError(
+                f"{self.name}: its generation_config.json does not load ({reason})", "download the file again"
+            ) from error
+
+    def _fill(self, model: PreTrainedModel, name: str) -> None:
+        """Read one weight into a model; of a ternary one, only codes and scale are left before the next is read."""
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, attribute, nn.Parameter(self.read_weight(name)))
+        if isinstance(module, BitLinear) and attribute == "weight":
+            self._freeze(module, path)
 
     def _freeze(self, module: BitLinear, name: str) -> None:
         if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
@@ -367,14 +397,10 @@ class Checkpoint:
         if self.kind == "gguf":
             model: PreTrainedModel = gguf_source.load_gguf_model(self.path)
         else:
-            model = _load_directory(self, None)
+            model = _load_directory(self)
         for name, tensor in model.state_dict().items():
             _check_finite(self.name, name, tensor)
         return model
-
-    def _load_packed(self) -> PreTrainedModel:
-        state = {name: self.read_weight(name) for name in self.weights()}
-        return _load_directory(self, state)
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -533,18 +559,14 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise BitconvertError(f"{path}: truncated or not safetensors ({error})", "download it again") from error
 
 
-def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
-    """Load a float32 model from its directory, or from ``state`` instead of its files; every weight must be there."""
-    if state is None:
-        checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
-    else:
-        checkpoint.fitting({name: tuple(tensor.shape) for name, tensor in state.items()})
+def _load_directory(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a float32 model from its directory; every weight must be there."""
+    checkpoint.weights()
     model_class = getattr(transformers, checkpoint.family.architecture)
     try:
         model = model_class.from_pretrained(
-            None if state is not None else checkpoint.path,
+            checkpoint.path,
             config=copy.deepcopy(checkpoint.complete),
-            state_dict=state,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
