@@ -116,6 +116,7 @@ def test_tables_for_people(command: str, bitconvert, ternary: Path, story: Path,
     outcome = bitconvert(command, *arguments[command])
     assert outcome.code == 0, outcome.err
     assert expected[command] in outcome.out
+    assert command != "eval" or re.search(r"window \d+/\d+ · [\d,]+ tokens/s · ETA", outcome.err)
 
 
 def test_warmup_prints_one_json_document(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
