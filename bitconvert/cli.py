@@ -1,4 +1,8 @@
-"""The command line: parse, call, render. Heavy imports live inside the commands, so that ``--help`` never waits."""
+"""The command line: parse, check, call, render.
+
+Heavy imports live inside the commands, behind all that can be checked without them: neither ``--help`` nor a wrong
+argument waits for torch.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.location import locate
 
 if TYPE_CHECKING:
     from bitconvert.models.checkpoint import Checkpoint
@@ -25,14 +30,13 @@ if TYPE_CHECKING:
     from bitconvert.report import Reporter
 
 app = typer.Typer(
-    help="Turn an existing LLaMA-style model into a 1.58-bit one: warmup, pack, eval.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help takes longer to import than all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
+_NO_COMMAND = 2
 _INTERRUPTED = 130
 
 
@@ -64,6 +68,27 @@ Model = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bitconvert {version('bitconvert')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def bitconvert(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Turn an existing LLaMA-style model into a 1.58-bit one: warmup, pack, eval."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(_NO_COMMAND)
+
+
 @app.command()
 def warmup(
     model: Annotated[
@@ -82,20 +107,20 @@ def warmup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, load no weights.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model's linear layers down to {-1, 0, +1}, the original as teacher."""
-    from bitconvert import ui
-    from bitconvert.training.plan import plan_warmup
-    from bitconvert.training.warmup import unfinished_run
-    from bitconvert.training.warmup import warmup as run
-
+    """Train linear layers down to {-1, 0, +1}, the original as teacher."""
     if resume:
         output = output or _default_output(model)
-        model, resolved = _resumed(unfinished_run(output), model, recipe, data, held_out, overrides)
+        model, resolved = _resumed(output, model, recipe, data, held_out, overrides)
     else:
         resolved = _resolve(recipe, data, held_out, overrides)
     if model is None:
         raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
+    locate(model)
     output = output or _default_output(model)
+
+    from bitconvert import ui
+    from bitconvert.training.plan import plan_warmup
+    from bitconvert.training.warmup import warmup as run
 
     with ui.progress() as reporter:
         _warn_of_formats(model, resolved, reporter)
@@ -137,25 +162,20 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write ternary weights into files that runtimes load."""
+    from bitconvert.recipe import packing_options
+
+    options = packing_options(
+        formats=formats, embedding_type=embedding_type, output_type=output_type, max_shard_size=max_shard_size
+    )
+    locate(checkpoint)
+
     from bitconvert import ui
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import pack as run
-    from bitconvert.recipe import packing_options
 
     with ui.progress() as reporter:
         opened = open_checkpoint(checkpoint)
-        report = run(
-            opened,
-            packing_options(
-                formats=formats,
-                embedding_type=embedding_type,
-                output_type=output_type,
-                max_shard_size=max_shard_size,
-            ),
-            output or _packed_beside(opened),
-            round_plain=round_plain,
-            reporter=reporter,
-        )
+        report = run(opened, options, output or _packed_beside(opened), round_plain=round_plain, reporter=reporter)
     _print_json(report) if as_json else ui.show_pack(report)
 
 
@@ -167,7 +187,12 @@ def unpack(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a packed model back into a Hugging Face directory: to evaluate, to train on, to pack again."""
+    """Turn a packed model back into a Hugging Face directory.
+
+    To evaluate it, to train it on, or to pack it again.
+    """
+    locate(model)
+
     from bitconvert import ui
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.unpack import unpack as run
@@ -201,14 +226,22 @@ def eval_(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a model: perplexity, distance to its original, task suites."""
-    from bitconvert import ui
-    from bitconvert.evaluation.evaluate import evaluate
+    """Measure perplexity, distance to the original, task suites."""
+    from bitconvert.evaluation.arguments import check_evaluation
+    from bitconvert.models.texts import text_files
 
     if not ppl and not tasks:
         raise UsageError("nothing to measure", "give --ppl with --data FILE, or --tasks NAME")
     if ppl and data is None:
         raise UsageError("--ppl needs a text", "give one with --data FILE")
+    check_evaluation(data, against, runtime.value, tasks or ())
+    for name in filter(None, (model, against)):
+        locate(name)
+    text_files([str(data)] if data else [])
+
+    from bitconvert import ui
+    from bitconvert.evaluation.evaluate import evaluate
+
     with ui.progress() as reporter:
         report = evaluate(
             model,
@@ -241,6 +274,11 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Let a model write."""
+    from bitconvert.evaluation.arguments import check_generation
+
+    check_generation(max_tokens, temperature)
+    locate(model)
+
     from bitconvert import ui
     from bitconvert.evaluation.generate import generate as run
 
@@ -261,6 +299,8 @@ def generate(
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show every tensor: type, shape, bits per weight, zeros, scale."""
+    locate(model)
+
     from bitconvert import ui
     from bitconvert.evaluation.inspect import inspect as run
 
@@ -275,13 +315,16 @@ def demo(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a key of recipes/demo.yaml.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Warm up, pack and measure a small embedded model, in minutes, without any download."""
-    from bitconvert import ui
-    from bitconvert.demo.demo import demo as run
+    """Warm up, pack and measure a small embedded model, in minutes."""
     from bitconvert.recipe import load_recipe
 
+    recipe = load_recipe("demo", overrides or ())
+
+    from bitconvert import ui
+    from bitconvert.demo.demo import demo as run
+
     with ui.progress() as reporter:
-        report = run(output, load_recipe("demo", overrides or ()), reporter)
+        report = run(output, recipe, reporter)
     _print_json(report) if as_json else ui.show_demo(report)
 
 
@@ -307,14 +350,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _quiet_libraries()
-        if app(prog_name="bitconvert", standalone_mode=False) == _INTERRUPTED:
+        status = app(prog_name="bitconvert", standalone_mode=False)
+        if status == _INTERRUPTED:
             raise KeyboardInterrupt  # typer has caught it, and returned this instead
     except BitconvertError as error:
         _fail(error)
     except _ClickError as error:
-        if message := _one_line(error.format_message()):
-            _fail(UsageError(message, "bitconvert --help, or bitconvert COMMAND --help"))
-        sys.exit(2)  # no command at all: the help has been shown
+        _fail(UsageError(_one_line(error.format_message()), "bitconvert --help, or bitconvert COMMAND --help"))
     except typer.Abort:
         _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=_INTERRUPTED))
     except KeyboardInterrupt:
@@ -322,7 +364,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to complain of
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(status)
 
 
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer does not export
@@ -370,7 +412,7 @@ def _resolve(
 
 
 def _resumed(
-    begun: tuple[str, Recipe],
+    output: Path,
     model: str | None,
     recipe: str | None,
     data: list[str] | None,
@@ -378,7 +420,9 @@ def _resumed(
     overrides: list[str] | None,
 ) -> tuple[str, Recipe]:
     """The model and recipe to go on with: the run's own, unless the command line names (the same) ones again."""
-    begun_with, begun_recipe = begun
+    from bitconvert.training.warmup import unfinished_run
+
+    begun_with, begun_recipe = unfinished_run(output)
     if recipe or data or held_out or overrides:
         return model or begun_with, _resolve(recipe, data, held_out, overrides)
     return model or begun_with, begun_recipe

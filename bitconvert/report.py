@@ -25,7 +25,7 @@ class Reporter(Protocol):
         """Tell something the user may not want."""
 
     def metrics(self, values: Mapping[str, float]) -> None:
-        """Show the current numbers of a training run."""
+        """Show the current numbers of a training run or a measurement."""
 
 
 class Silent:

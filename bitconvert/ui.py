@@ -126,8 +126,9 @@ class LiveReporter:
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show the newest value of each number."""
         self._metrics.update(values)
-        if "steps" in values:
-            self.advance(int(values["step"]), int(values["steps"]))
+        for one, all_ in (("step", "steps"), ("window", "windows")):
+            if all_ in values:
+                self.advance(int(values[one]), int(values[all_]))
 
     def render(self) -> Panel | Text:
         """What the terminal shows now."""
@@ -145,9 +146,10 @@ class LiveReporter:
 
 
 def _metric_words(values: Mapping[str, float]) -> list[str]:
-    """The numbers of a training run in words, in a fixed order, those that are there."""
+    """The numbers of a run in words, in a fixed order, those that are there."""
     told: dict[str, Callable[[float], str]] = {
         "step": lambda v: f"step {int(v):,}" + (f"/{int(values['steps']):,}" if "steps" in values else ""),
+        "window": lambda v: f"window {int(v):,}/{int(values['windows']):,}",
         "tokens_per_second": lambda v: f"{v:,.0f} tokens/s",
         "eta_seconds": lambda v: f"ETA {_duration(v)}",
         "lam": lambda v: f"λ {v:.3f}",

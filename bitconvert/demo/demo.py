@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from bitconvert.demo.stories import HELD_OUT_SEED, WARMUP_SEED, stories, text
 from bitconvert.errors import UsageError
-from bitconvert.evaluation.evaluate import RuntimeName, evaluate
+from bitconvert.evaluation.arguments import RuntimeName
+from bitconvert.evaluation.evaluate import evaluate
 from bitconvert.evaluation.generate import generate
 from bitconvert.evaluation.inspect import inspect
 from bitconvert.evaluation.subjects import has_llama_cpp

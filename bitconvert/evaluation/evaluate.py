@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.evaluation import perplexity, runtimes
+from bitconvert.evaluation.arguments import RuntimeName, check_evaluation
 from bitconvert.evaluation.subjects import (
     Subject,
     TorchModel,
@@ -29,8 +29,6 @@ from bitconvert.evaluation.windows import Convention, TokenizedText, Window, fir
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.texts import read_texts
 from bitconvert.report import Comparison, EvalReport, Perplexity, Reporter, Silent
-
-RuntimeName = Literal["torch", "llama.cpp"]
 
 DEFAULT_CONTEXT = 512
 """Tokens per window, as in llama-perplexity; less where the model cannot."""
@@ -77,7 +75,7 @@ def evaluate(
         UsageError: the arguments contradict each other.
     """
     reporter = reporter or Silent()
-    _check_arguments(data, against, runtime, tasks)
+    check_evaluation(data, against, runtime, tasks)
     checkpoint = open_checkpoint(model)
     text = "" if data is None else BETWEEN_DOCUMENTS.join(read_texts([str(data)]))
     conditions = Conditions(data, text, convention, _context(checkpoint, context), stride, bos, max_tokens)
@@ -165,8 +163,8 @@ def _original(
     theirs = conditions.tokens(original)
     if theirs.ids.tolist() != tokens.ids.tolist():
         raise _incomparable(subject, original, "their tokenizers cut the text differently")
-    probe = tokens.ids[:1].unsqueeze(0)
-    sizes = [one.predict(probe, 1).shape[-1] for one in (subject, original)]
+    probe = tokens.ids[:2].unsqueeze(0)
+    sizes = [next(one.predict(probe, 1)).shape[-1] for one in (subject, original)]
     if sizes[0] != sizes[1]:
         raise _incomparable(subject, original, f"their vocabularies hold {sizes[0]} and {sizes[1]} tokens")
     return original
@@ -233,15 +231,6 @@ def _report(
 ) -> EvalReport:
     data = None if conditions.data is None else str(conditions.data)
     return EvalReport(checkpoint.name, checkpoint.kind, runtime, data, measured, comparison, tasks or {})
-
-
-def _check_arguments(data: Path | None, against: str | None, runtime: RuntimeName, tasks: Sequence[str]) -> None:
-    if runtime == "llama.cpp" and tasks:
-        raise UsageError("lm-eval's tasks run through torch only", "leave out --runtime llama.cpp or --tasks")
-    if data is None and not tasks:
-        raise UsageError("nothing to measure: no text and no tasks", "give a text with --data FILE, or --tasks NAME")
-    if data is None and against is not None:
-        raise UsageError("a comparison with the original needs a text", "give one with --data FILE")
 
 
 def _context(checkpoint: Checkpoint, asked: int | None) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.evaluation.arguments import check_generation
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
@@ -49,7 +49,7 @@ def generate(
         UsageError: an argument makes no sense.
     """
     reporter = reporter or Silent()
-    _check_arguments(max_tokens, temperature)
+    check_generation(max_tokens, temperature)
     checkpoint = open_checkpoint(name)
     text = _in_template(checkpoint, prompt) if chat else prompt
     wish = _Wish(text, chat, max_tokens, temperature, seed)
@@ -145,10 +145,3 @@ def _in_template(checkpoint: Checkpoint, message: str) -> str:
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
     return text.removeprefix(str(tokenizer.bos_token)) if tokenizer.bos_token else text
-
-
-def _check_arguments(max_tokens: int, temperature: float) -> None:
-    if max_tokens < 1:
-        raise UsageError(f"--max-tokens is {max_tokens}", "give at least 1")
-    if not 0 <= temperature < math.inf:
-        raise UsageError(f"--temperature is {temperature}", "give 0 for the most probable text, or more")

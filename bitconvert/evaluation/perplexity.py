@@ -6,6 +6,7 @@ Log-softmax is float32, as the models compute; every sum over tokens is float64.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,12 +18,12 @@ from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.windows import Convention, TokenizedText, Window
 from bitconvert.report import Comparison, Perplexity, Reporter
 
-Predictor = Callable[[Tensor, int], Tensor]
-"""Logits of a model: token ids int64 (batch, length) and a count ``keep`` -> float32 (batch, keep, vocabulary), those
-of the last ``keep`` positions, each from an empty cache."""
+Predictor = Callable[[Tensor, int], Iterator[Tensor]]
+"""A model: token ids int64 (windows, length) and how many tokens at the end of each to predict -> the logits that
+predict them, float32 (positions, vocabulary), window after window in ``pieces``. Every window has an empty cache."""
 
-_LOGITS_AT_ONCE = 2**26  # 256 MiB of float32 per model
 _TOKENS_AT_ONCE = 2**11
+_POSITIONS_AT_ONCE = 2**7  # 64 MiB of logits where the vocabulary holds 128k
 _LARGEST_EXPONENT = 700.0
 
 
@@ -55,46 +56,65 @@ def score(cuts: list[Window], model: Predictor, original: Predictor | None, repo
         cuts: from ``windows``.
         model: the one that is measured.
         original: the one it is compared with, on the same windows; may be None.
-        reporter: told how many windows are done.
+        reporter: told how many windows are done, and how fast.
     """
     parts: list[Scores] = []
-    done = 0
-    for batch in _batches(cuts, model):
-        reporter.advance(done, len(cuts))
+    done, started = 0, time.monotonic()
+    for batch in _batches(cuts):
         parts.append(_score_batch(batch, done, model, original))
         done += len(batch)
-    reporter.advance(done, len(cuts))
+        reporter.metrics(_speed(cuts, done, time.monotonic() - started))
     return _joined(parts)
 
 
-def _batches(cuts: list[Window], model: Predictor) -> Iterator[list[Window]]:
-    """Neighbouring windows of one shape, as many as the bound on logits allows."""
-    vocabulary = model(cuts[0].ids[:1].unsqueeze(0), 1).shape[-1]
-    for (length, scored), alike in groupby(cuts, key=lambda cut: (len(cut.ids), cut.scored)):
-        size = max(1, min(_TOKENS_AT_ONCE // length, _LOGITS_AT_ONCE // ((scored + 1) * vocabulary)))
-        group = list(alike)
+def _batches(cuts: list[Window]) -> Iterator[list[Window]]:
+    """Neighbouring windows of one shape, as many as a forward pass should hold."""
+    for (length, _), alike in groupby(cuts, key=lambda cut: (len(cut.ids), cut.scored)):
+        group, size = list(alike), max(1, _TOKENS_AT_ONCE // length)
         for begin in range(0, len(group), size):
             yield group[begin : begin + size]
 
 
+def _speed(cuts: list[Window], done: int, seconds: float) -> dict[str, float]:
+    """What a reporter is told after ``done`` windows."""
+    tokens = sum(len(cut.ids) for cut in cuts[:done])
+    left = sum(len(cut.ids) for cut in cuts[done:])
+    speed = tokens / max(seconds, 1e-9)
+    return {"window": done, "windows": len(cuts), "tokens_per_second": speed, "eta_seconds": left / speed}
+
+
 def _score_batch(batch: list[Window], number: int, model: Predictor, original: Predictor | None) -> Scores:
     ids, scored = torch.stack([cut.ids for cut in batch]), batch[0].scored
-    targets = ids[:, -scored:].flatten()
-    window = torch.arange(number, number + len(batch)).repeat_interleave(scored)
-    bytes_scored = sum(cut.bytes_scored for cut in batch)
-    # The last position predicts a token outside the window, so it is dropped.
-    logits = model(ids, scored + 1)[:, :-1].flatten(0, 1)
+    rows: list[tuple[Tensor, ...]]
+    targets = pieces(ids[:, -scored:])
     if original is None:
-        return Scores(_each_row(nll_of, logits, targets), window, bytes_scored)
-    reference = original(ids, scored + 1)[:, :-1].flatten(0, 1).to(logits.device)
-    return Scores(
-        nll=_each_row(nll_of, logits, targets),
-        window=window,
-        bytes_scored=bytes_scored,
-        original_nll=_each_row(nll_of, reference, targets),
-        kl=_each_row(kl_of, reference, logits),
-        agree=_each_row(agreement_of, reference, logits),
+        alone = zip(model(ids, scored), targets, strict=True)
+        rows = [(nll_of(logits, wanted),) for logits, wanted in alone]
+    else:
+        both = zip(model(ids, scored), original(ids, scored), targets, strict=True)
+        rows = [_distances(logits, reference.to(logits.device), wanted) for logits, reference, wanted in both]
+    measures = (torch.cat(column).cpu().double() for column in zip(*rows, strict=True))
+    window = torch.arange(number, number + len(batch)).repeat_interleave(scored)
+    return Scores(next(measures), window, sum(cut.bytes_scored for cut in batch), *measures)
+
+
+def _distances(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Per position, as ``Scores`` has them: nll under the model and under the original, KL, agreement."""
+    return (
+        nll_of(logits, targets),
+        nll_of(reference, targets),
+        kl_of(reference, logits),
+        agreement_of(reference, logits),
     )
+
+
+def pieces(windows: Tensor) -> Iterator[Tensor]:
+    """What a batch holds per position, (windows, positions, ...), a bounded number of one window's positions at a time.
+
+    A head that is given no more never makes all logits of a window at once: (positions x vocabulary) may be gigabytes.
+    """
+    for window in windows:
+        yield from window.split(_POSITIONS_AT_ONCE)
 
 
 def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -105,19 +125,13 @@ def nll_of(logits: Tensor, targets: Tensor) -> Tensor:
 def kl_of(original: Tensor, model: Tensor) -> Tensor:
     """KL(original || model) in nats from logits (rows, vocabulary), over the whole vocabulary -> (rows,)."""
     log_p, log_q = original.float().log_softmax(-1), model.float().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+    log_ratio = torch.sub(log_p, log_q, out=log_q)
+    return log_p.exp_().mul_(log_ratio).sum(-1).clamp(min=0)
 
 
 def agreement_of(original: Tensor, model: Tensor) -> Tensor:
     """Whether the most probable token is the same: logits (rows, vocabulary) twice -> (rows,) of 0 and 1."""
     return (original.argmax(-1) == model.argmax(-1)).float()
-
-
-def _each_row(measure: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
-    """A measure over rows, a few at a time since each makes copies of the logits; float64, on the CPU."""
-    rows = max(1, _LOGITS_AT_ONCE // (8 * left.shape[-1]))
-    parts = [slice(begin, begin + rows) for begin in range(0, len(left), rows)]
-    return torch.cat([measure(left[part], right[part]).cpu().double() for part in parts])
 
 
 def _joined(parts: list[Scores]) -> Scores:

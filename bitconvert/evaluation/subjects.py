@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
-from bitconvert.evaluation.perplexity import Predictor
+from bitconvert.evaluation.perplexity import Predictor, pieces
 from bitconvert.evaluation.runtimes import Runtime, open_runtime
 from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_source import tensor_types
 from bitconvert.models.gguf_types import I2_S
+from bitconvert.models.head import head_of, hidden_states
 from bitconvert.models.llama_cpp_library import find_library
 
 
@@ -51,11 +52,11 @@ class TorchModel:
         model.to(device())  # type: ignore[arg-type]
         return cls(model, checkpoint.tokenizer())
 
-    def predict(self, ids: Tensor, keep: int) -> Tensor:
-        """Logits of the last ``keep`` positions: ids int64 (batch, length) -> float32 (batch, keep, vocabulary)."""
-        output = self.model(input_ids=ids.to(self.model.device), logits_to_keep=keep, use_cache=False)
-        logits: Tensor = output.logits
-        return logits.float()
+    def predict(self, ids: Tensor, scored: int) -> Iterator[Tensor]:
+        """Logits that predict the last ``scored`` tokens of each window: see ``Predictor``."""
+        hidden, head = hidden_states(self.model, ids.to(self.model.device)), head_of(self.model)
+        for positions in pieces(hidden[:, -scored - 1 : -1]):
+            yield head.logits(positions).float()
 
     def tokenize(self, text: str, bos: bool | None) -> TokenizedText:
         """Tokens of a text: see ``tokenize_by``."""
@@ -75,9 +76,10 @@ def llama_cpp_subject(checkpoint: Checkpoint, context: int, threads: int | None)
     """
     with open_runtime(checkpoint.path, context, threads=threads) as runtime:
 
-        def predict(ids: Tensor, keep: int) -> Tensor:
-            rows = [torch.tensor(runtime.logits(row, len(row) - keep)) for row in ids.tolist()]
-            return torch.stack(rows)
+        def predict(ids: Tensor, scored: int) -> Iterator[Tensor]:
+            for window in ids.tolist():
+                logits = torch.tensor(runtime.logits(window, len(window) - scored - 1))
+                yield from pieces(logits[None, :-1])
 
         def tokenized(text: str, bos: bool | None) -> TokenizedText:
             return _llama_cpp_tokens(runtime, checkpoint, text, bos)

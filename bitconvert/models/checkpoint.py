@@ -6,17 +6,18 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from yaml import YAMLError
 
 from bitconvert.errors import BitconvertError, UsageError
@@ -25,6 +26,8 @@ from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.gguf_file import whole_set
 from bitconvert.models.lineage import Lineage, read_lineage
+from bitconvert.models.location import HUB_FILE, locate
+from bitconvert.models.location import HUB_ID as HUB_ID
 from bitconvert.models.packed import (
     has_int8_activations,
     is_readable,
@@ -34,7 +37,7 @@ from bitconvert.models.packed import (
     unpacked_shape,
 )
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.bitlinear import BitLinear, bitlinears, freeze_ternary, insert_bitlinear
+from bitconvert.ternary.bitlinear import BitLinear, freeze_ternary, insert_bitlinear
 from bitconvert.ternary.quantize import GRANULARITIES, TernaryTensor, is_baked
 
 Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
@@ -44,7 +47,6 @@ _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
 _MOST_LAYERS = 10_000  # many times those of any model; a damaged count would build empty layers for hours
-HUB_ID = r"\w[\w.-]*/[\w.-]+"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
@@ -313,13 +315,15 @@ class Checkpoint:
         GGUF file without ternary weights, and compressed-tensors, whose runtimes keep activations as they are, do not
         round them.
         """
-        model = self._load_packed() if self.kind == "packed" else self._load_float()
+        weights = self.weights()  # held against the configuration before there is a model of whatever size that says
+        model = self._without_weights()
         ternary = self._ternary_linears(model)
-        if ternary:
-            insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
-            for module, (name, block) in zip(bitlinears(model), ternary.items(), strict=True):
-                module.activation_block = block
-                self._freeze(module, name)
+        insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
+        for name, block in ternary.items():
+            model.get_submodule(name).activation_block = block  # type: ignore[assignment]
+        for name in weights:
+            self._fill(model, name)
+        model.tie_weights()
         model.train(False)
         return model
 
@@ -330,6 +334,33 @@ class Checkpoint:
         freeze_ternary(model)
         model.train(False)
         return model
+
+    def _without_weights(self) -> PreTrainedModel:
+        """The model with every parameter on the meta device; buffers, which are computed, are there."""
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = getattr(transformers, self.family.architecture)(copy.deepcopy(self.complete))
+        if self.kind != "gguf":
+            self._set_generation_config(model)
+        return model
+
+    def _set_generation_config(self, model: PreTrainedModel) -> None:
+        """Take over generation_config.json; without one, or one that is no JSON, what config.json says stays."""
+        try:
+            with suppress(OSError):
+                model.generation_config = GenerationConfig.from_pretrained(self.path)
+        except Exception as error:  # as for the config: exceptions of many kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BitconvertError(
+                f"{self.name}: its generation_config.json does not load ({reason})", "download the file again"
+            ) from error
+
+    def _fill(self, model: PreTrainedModel, name: str) -> None:
+        """Read one weight into a model; of a ternary one, only codes and scale are left before the next is read."""
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, attribute, nn.Parameter(self.read_weight(name)))
+        if isinstance(module, BitLinear) and attribute == "weight":
+            self._freeze(module, path)
 
     def _freeze(self, module: BitLinear, name: str) -> None:
         if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
@@ -366,14 +397,10 @@ class Checkpoint:
         if self.kind == "gguf":
             model: PreTrainedModel = gguf_source.load_gguf_model(self.path)
         else:
-            model = _load_directory(self, None)
+            model = _load_directory(self)
         for name, tensor in model.state_dict().items():
             _check_finite(self.name, name, tensor)
         return model
-
-    def _load_packed(self) -> PreTrainedModel:
-        state = {name: self.read_weight(name) for name in self.weights()}
-        return _load_directory(self, state)
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -382,12 +409,7 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises:
         BitconvertError: it is not there, or not a model that bitconvert can read.
     """
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix in (".onnx", ".onnx_data"):
-        raise BitconvertError(f"{name}: ONNX files are not read back", "give the checkpoint that it was packed from")
-    if path.is_dir() or path.is_file():
-        return Checkpoint(name, path)
-    return Checkpoint(name, _download(name))
+    return Checkpoint(name, locate(name) or _download(name))
 
 
 def _download(name: str) -> Path:
@@ -395,11 +417,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    gguf = re.fullmatch(rf"({HUB_ID})/(.+\.gguf)", name)
-    if not gguf and not re.fullmatch(HUB_ID, name):
-        raise BitconvertError(
-            f"{name}: no such file or directory", "give a directory, a .gguf file or a hub id owner/model"
-        )
+    gguf = re.fullmatch(HUB_FILE, name)
     try:
         if gguf:
             parts = [part.as_posix() for part in whole_set(Path(gguf[2]))]
@@ -541,18 +559,14 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise BitconvertError(f"{path}: truncated or not safetensors ({error})", "download it again") from error
 
 
-def _load_directory(checkpoint: Checkpoint, state: dict[str, Tensor] | None) -> PreTrainedModel:
-    """Load a float32 model from its directory, or from ``state`` instead of its files; every weight must be there."""
-    if state is None:
-        checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
-    else:
-        checkpoint.fitting({name: tuple(tensor.shape) for name, tensor in state.items()})
+def _load_directory(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a float32 model from its directory; every weight must be there."""
+    checkpoint.weights()
     model_class = getattr(transformers, checkpoint.family.architecture)
     try:
         model = model_class.from_pretrained(
-            None if state is not None else checkpoint.path,
+            checkpoint.path,
             config=copy.deepcopy(checkpoint.complete),
-            state_dict=state,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,

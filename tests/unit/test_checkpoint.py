@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.families import FAMILIES, Family
 from bitconvert.models.latent import claims_bitnet
 from bitconvert.models.lineage import Lineage
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.bitlinear import bitlinears
+from bitconvert.ternary.bitlinear import BitLinear, bitlinears
 from tests.models import write_gguf, write_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,6 +79,20 @@ def test_a_rounded_model_is_ternary_everywhere(smollm: Path) -> None:
     model = open_checkpoint(str(smollm)).load_rounded()
     assert len(bitlinears(model)) == 14
     assert all(len(layer.codes.unique()) == 3 for layer in bitlinears(model))
+
+
+def test_each_latent_is_rounded_before_the_next_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the floats of a large model never exist all at once."""
+    Lineage(source="tiny", lam=1.0, scaling=Scaling(), tokens_seen=1).save(copy)
+    events: list[object] = []
+    read, freeze = Checkpoint.read_weight, BitLinear.freeze
+    monkeypatch.setattr(Checkpoint, "read_weight", lambda self, name: (events.append(name), read(self, name))[1])
+    monkeypatch.setattr(BitLinear, "freeze", lambda self: (events.append(self), freeze(self))[1])
+    model = open_checkpoint(str(copy)).load()
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear):
+            assert events[events.index(f"{name}.weight") + 1] is module
+    assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 def test_a_gguf_file_is_a_model_too(smollm: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.runtimes import open_runtime
-from bitconvert.evaluation.subjects import TorchModel
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.families import FAMILIES
 from bitconvert.models.gguf_source import load_gguf_model
@@ -126,12 +125,8 @@ def _assert_same_config(read: PreTrainedConfig, written: PreTrainedConfig) -> No
 def test_packed_files_mean_the_same_everywhere(made: Made, tmp_path: Path) -> None:
     files = _pack(made.directory, ["tq2_0", "safetensors"], tmp_path)
     gguf, directory = (open_checkpoint(file.path) for file in files)
-    ids = torch.tensor([made.ids])
-
     theirs = _llama_cpp_logits(gguf.path, made.ids)
-    with torch.no_grad():
-        ours = TorchModel.load(gguf).predict(ids, len(made.ids))[0]
-        ternary = TorchModel.load(directory).predict(ids, len(made.ids))[0]
+    ours, ternary = (_logits(opened.load(), made.ids) for opened in (gguf, directory))
     assert _kl(theirs, ours) <= 5e-4
 
     stock = AutoModelForCausalLM.from_pretrained(directory.path, dtype=torch.float32).eval()
@@ -282,8 +277,7 @@ def test_every_family_is_warmed_up_and_packed(variant: str, story: Path, tmp_pat
         latent = open_checkpoint(str(tmp_path / name))
         file = pack(latent, Packing(formats=["tq2_0"]), tmp_path / f"{name}-packed", reporter=Silent()).files[0]
         ids = open_checkpoint(str(directory)).tokenizer()(story.read_text())["input_ids"][:_TOKENS]
-        trained = TorchModel.load(latent).predict(torch.tensor([ids]), len(ids))[0].detach()
-        assert _kl(_llama_cpp_logits(file.path, ids), trained) <= 2e-3
+        assert _kl(_llama_cpp_logits(file.path, ids), _logits(latent.load(), ids)) <= 2e-3
 
 
 def test_null_in_a_config_is_not_the_default(tmp_path: Path) -> None:

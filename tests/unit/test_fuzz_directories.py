@@ -94,7 +94,7 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
     ("file", "edit", "told"),
     [
         ("config.json", lambda it: it.update(num_hidden_layers=2**31), "tells of 2147483648 layers"),
-        ("generation_config.json", lambda it: it.update(max_new_tokens="x"), "its weights do not load"),
+        ("generation_config.json", lambda it: it.update(max_new_tokens="x"), "generation_config.json does not load"),
         ("model.safetensors.index.json", lambda it: it["weight_map"].update(x=[1]), "a shard has no name"),
         ("model.safetensors.index.json", lambda it: it["weight_map"].clear(), "hold no tensor"),
         (

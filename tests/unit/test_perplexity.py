@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from bitconvert.evaluation.perplexity import (
     compare,
     kl_of,
     nll_of,
+    pieces,
     score,
     standard_error,
     summarize,
 )
+from bitconvert.evaluation.subjects import TorchModel
 from bitconvert.evaluation.windows import (
     Convention,
     TokenizedText,
@@ -55,7 +58,7 @@ def text(story: Path) -> str:
 
 
 def predictor(model: LlamaForCausalLM) -> Predictor:
-    return lambda ids, keep: model(input_ids=ids, logits_to_keep=keep).logits
+    return TorchModel(model, None).predict  # type: ignore[arg-type]
 
 
 def of_ids(count: int, bos: int | None = None) -> TokenizedText:
@@ -63,10 +66,15 @@ def of_ids(count: int, bos: int | None = None) -> TokenizedText:
     return TokenizedText(torch.arange(1, count + 1), 3 * torch.arange(count + 1), "hash", bos)
 
 
-def invented(ids: Tensor, keep: int) -> Tensor:
+def logits_after(ids: Tensor) -> Tensor:
     """Logits that depend on the token alone, as uneven as a model's."""
     rows = torch.stack([torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(i)) for i in range(200)])
-    return 3 * rows[ids][:, -keep:]
+    return 3 * rows[ids]
+
+
+def invented(ids: Tensor, scored: int) -> Iterator[Tensor]:
+    """A model that computes them."""
+    return pieces(logits_after(ids[:, -scored - 1 : -1]))
 
 
 def measured(
@@ -219,34 +227,62 @@ def test_the_first_tokens_of_a_text() -> None:
 # ---- the numbers --------------------------------------------------------------------------------------------------
 
 
-def test_batches_do_not_change_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = of_ids(150)
-    recorder = Recorder()
-    whole = score(windows(text, "hf", 10, 5), invented, None, recorder)
-    assert recorder.progress[-1] == (29, 29)
-    monkeypatch.setattr(perplexity, "_LOGITS_AT_ONCE", VOCABULARY)
-    parts = score(windows(text, "hf", 10, 5), invented, None, Silent())
-    assert torch.equal(whole.nll, parts.nll)
+def test_batches_and_pieces_do_not_change_the_number(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = windows(tokenize(text, tokenizer, None), "hf", 50, 40)
+
+    def flatter(ids: Tensor, scored: int) -> Iterator[Tensor]:
+        return (0.5 * logits for logits in predictor(model)(ids, scored))
+
+    whole = score(cuts, predictor(model), flatter, Silent())
+    monkeypatch.setattr(perplexity, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(perplexity, "_POSITIONS_AT_ONCE", 3)
+    parts = score(cuts, predictor(model), flatter, Silent())
+    assert whole.bytes_scored == parts.bytes_scored
     assert torch.equal(whole.window, parts.window)
+    for name in ("nll", "original_nll", "kl", "agree"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
 
 
-def test_the_bound_on_logits_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_windows_go_together_and_logits_come_in_pieces(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[int, ...]] = []
+    sizes: list[int] = []
+    monkeypatch.setattr(perplexity, "_TOKENS_AT_ONCE", 200)
+    monkeypatch.setattr(perplexity, "_POSITIONS_AT_ONCE", 16)
 
-    def watched(ids: Tensor, keep: int) -> Tensor:
-        asked.append(ids.shape[0] * keep * VOCABULARY)
-        return invented(ids, keep)
+    def watched(ids: Tensor, scored: int) -> Iterator[Tensor]:
+        passes.append(tuple(ids.shape))
+        for logits in predictor(model)(ids, scored):
+            sizes.append(len(logits))
+            yield logits
 
-    monkeypatch.setattr(perplexity, "_LOGITS_AT_ONCE", 30 * VOCABULARY)
-    score(windows(of_ids(150), "hf", 10), watched, None, Silent())
-    assert max(asked) == 30 * VOCABULARY
+    score(windows(first_tokens(tokenize(text, tokenizer, None), 330), "hf", 50), watched, None, Silent())
+    assert passes == [(4, 50), (2, 50), (1, 30)]
+    assert sizes == 6 * [16, 16, 16, 1] + [16, 13]  # of a window of 50 tokens, 49 are predicted
+
+
+def test_progress_is_told_with_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perplexity, "_TOKENS_AT_ONCE", 100)
+    clock = iter([100.0, 102.0, 104.0])
+    monkeypatch.setattr(perplexity.time, "monotonic", lambda: next(clock))
+    told: list[dict[str, float]] = []
+    reporter = Recorder()
+    monkeypatch.setattr(reporter, "metrics", told.append)
+    score(windows(of_ids(150), "hf", 10), invented, None, reporter)
+    assert told == [
+        {"window": 10, "windows": 15, "tokens_per_second": 50, "eta_seconds": 1},
+        {"window": 15, "windows": 15, "tokens_per_second": 37.5, "eta_seconds": 0},
+    ]
 
 
 def test_every_token_is_scored_by_hand() -> None:
     text = of_ids(20)
     found = measured(text, invented, "hf", 10)
     pairs = [(at, at + 1) for at in range(1, 20) if at != 10]  # token 11 begins a window
-    nll = [-float(invented(torch.tensor([[a]]), 1)[0, 0].double().log_softmax(-1)[b]) for a, b in pairs]
+    nll = [-float(logits_after(torch.tensor(a)).double().log_softmax(-1)[b]) for a, b in pairs]
     assert found.ppl == pytest.approx(math.exp(np.mean(nll)), rel=1e-6)
     assert found.bits_per_byte == pytest.approx(np.sum(nll) / math.log(2) / (3 * len(nll)), rel=1e-6)
     assert found.stderr == pytest.approx(found.ppl * np.std(nll, ddof=1) / math.sqrt(len(nll)), rel=1e-5)
@@ -280,10 +316,13 @@ def test_kl_and_nll_against_float64() -> None:
 
 
 def test_a_comparison_by_hand() -> None:
-    def sharper(ids: Tensor, keep: int) -> Tensor:
-        logits = 1.5 * invented(ids, keep)
-        logits[ids[:, -keep:] % 4 == 0] *= -1  # every fourth position prefers another token
+    def sharper_after(ids: Tensor) -> Tensor:
+        logits = 1.5 * logits_after(ids)
+        logits[ids % 4 == 0] *= -1  # every fourth position prefers another token
         return logits
+
+    def sharper(ids: Tensor, scored: int) -> Iterator[Tensor]:
+        return pieces(sharper_after(ids[:, -scored - 1 : -1]))
 
     text = of_ids(40)
     scores = score(windows(text, "hf", 40), sharper, invented, Silent())
@@ -293,7 +332,7 @@ def test_a_comparison_by_hand() -> None:
     assert found.original_ppl == pytest.approx(alone[1].ppl)
     assert found.ppl_ratio == pytest.approx(alone[0].ppl / alone[1].ppl)
     assert found.top1_agreement == pytest.approx(30 / 39)
-    p, q = (model(text.ids[None], 40)[0, :-1].double().log_softmax(-1) for model in (invented, sharper))
+    p, q = (after(text.ids[:-1]).double().log_softmax(-1) for after in (logits_after, sharper_after))
     kl = (p.exp() * (p - q)).sum(-1)
     assert found.kl == pytest.approx(float(kl.mean()), rel=1e-5)
     assert found.kl_stderr == pytest.approx(float(kl.std()) / math.sqrt(39), rel=1e-4)
