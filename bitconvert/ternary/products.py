@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -109,23 +109,17 @@ def _is_worth_integers(x_scale: Tensor, ternary: TernaryTensor) -> bool:
     return pieces == 1 or ternary.codes.shape[1] >= pieces * _SHORTEST_PIECE
 
 
-@torch.library.custom_op("bitconvert::input_gradient", mutates_args=())
 def _input_gradient(
     gradient: Tensor, weight: Tensor | None, codes: Tensor, scale: Tensor, lam: Tensor | None
 ) -> Tensor:
-    """Gradient (tokens, out) @ w' (out, in). An operator of its own, or a compiler would keep a blended w' for it."""
-    ternary = TernaryTensor(codes, scale)
-    if lam is not None or scale.shape[-1] > 1:
-        return gradient @ _weights(weight, ternary, lam).to(gradient.dtype)
+    """Gradient (tokens, out) @ w' (out, in)."""
+    if weight is not None and lam is not None:
+        return cast(Tensor, _times_blend(gradient, weight, codes, scale, lam))
+    if scale.shape[-1] > 1:
+        return gradient @ TernaryTensor(codes, scale).dequantize().to(gradient.dtype)
     return _times_codes((gradient * scale.view(1, -1)).to(gradient.dtype), codes)
 
 
-@_input_gradient.register_fake
-def _(gradient: Tensor, _weight: Tensor | None, codes: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
-    return gradient.new_empty(gradient.shape[0], codes.shape[1])
-
-
-@torch.library.custom_op("bitconvert::weight_gradient", mutates_args=())
 def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
     """Gradient (tokens, out), transposed, @ x' (tokens, in)."""
     if scale is None or scale.shape[-1] > 1:
@@ -133,20 +127,39 @@ def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> T
     return _times_codes((gradient * scale).to(gradient.dtype).t(), codes)
 
 
-@_weight_gradient.register_fake
-def _(gradient: Tensor, codes: Tensor, _scale: Tensor | None) -> Tensor:
-    return gradient.new_empty(gradient.shape[1], codes.shape[1])
+# Operators of their own, whose inside a compiler does not see: it would keep the blend that the forward pass has made,
+# and all digits of a fixed-point matrix at once.
 
 
-def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
-    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
-    if factor.dtype != torch.float32 or factor.device.type != "cpu" or not _CPU_IS_FAST:
-        return factor @ codes.to(factor.dtype)
+@torch.library.custom_op("bitconvert::times_blend", mutates_args=())
+def _times_blend(gradient: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
+    return gradient @ _weights(weight, TernaryTensor(codes, scale), lam).to(gradient.dtype)
+
+
+@_times_blend.register_fake
+def _(gradient: Tensor, _weight: Tensor, codes: Tensor, _scale: Tensor, _lam: Tensor) -> Tensor:
+    return gradient.new_empty(gradient.shape[0], codes.shape[1])
+
+
+@torch.library.custom_op("bitconvert::fixed_point_product", mutates_args=())
+def _fixed_point_product(factor: Tensor, codes: Tensor) -> Tensor:
     result = factor.new_empty(factor.shape[0], codes.shape[1])
     for start in range(0, len(factor), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         _fixed_point_matmul(factor[rows], codes, out=result[rows])
     return result
+
+
+@_fixed_point_product.register_fake
+def _(factor: Tensor, codes: Tensor) -> Tensor:
+    return factor.new_empty(factor.shape[0], codes.shape[1])
+
+
+def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
+    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
+    if factor.dtype == torch.float32 and factor.device.type == "cpu" and _CPU_IS_FAST:
+        return cast(Tensor, _fixed_point_product(factor, codes))
+    return factor @ codes.to(factor.dtype)
 
 
 def _fixed_point_matmul(factor: Tensor, codes: Tensor, out: Tensor) -> None:
