@@ -342,11 +342,13 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     """What Trainer has to know of a recipe.
 
     Raises:
-        UsageError: it is one of several processes, asks for bf16 in vain, or a tracker's package is missing.
+        UsageError: it is one of several processes, asks for bf16 in vain, or lacks a compiler or a tracker.
     """
     options = recipe.training
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
+    if options.compile:
+        _require_compiler()
     if options.precision == "bf16" and not _can_bf16():
         raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
     arguments = TrainingArguments(
@@ -385,6 +387,18 @@ def _installed(tracker: str) -> str:
     if importlib.util.find_spec(tracker) is None:
         raise UsageError(f"training.trackers: {tracker} is not installed", f"pip install {tracker}")
     return tracker
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UsageError(
+            "training.compile: torch.compile needs a C++ compiler, and there is none", "install g++, or leave it off"
+        ) from error
 
 
 def uses_bf16(recipe: Recipe) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
@@ -162,6 +164,54 @@ def test_a_control_run_stays_in_full_precision(smollm: Path, story: Path, tmp_pa
     checkpoint = open_checkpoint(str(tmp_path / "out"))
     assert (checkpoint.kind, checkpoint.lineage) == ("plain", None)
     assert report.held_out_ppl < report.original_ppl
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("also", ["training.micro_batch_size=1", "training.activation_checkpointing=true"])
+def test_compiled_layers_learn_the_same(smollm: Path, story: Path, tmp_path: Path, also: str) -> None:
+    runs = []
+    for compiled in ("false", "true"):
+        torch._dynamo.reset()
+        told = Told()
+        recipe = small(
+            story, "lam.reach_one_at=0.7", "lam.activations_reach_one_at=0.3", also, f"training.compile={compiled}"
+        )
+        warmup(str(smollm), tmp_path / compiled, recipe, reporter=told)
+        runs.append([line for line in told.lines if "loss" in line or "held_out_ppl" in line])
+    for eager, ours in zip(*runs, strict=True):
+        for key in {"loss", "kl", "ce", "grad_norm", "held_out_ppl"} & eager.keys():
+            assert ours[key] == pytest.approx(eager[key], rel=1e-2), (eager["step"], key)
+
+
+def test_compiling_needs_a_compiler(smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(UsageError, match=r"training\.compile: torch\.compile needs a C\+\+ compiler"):
+        warmup(str(smollm), tmp_path / "o", small(story, "training.compile=true"), reporter=Silent())
+
+
+def test_activations_may_reach_one_before_the_weights(smollm: Path, story: Path, tmp_path: Path) -> None:
+    settings = []
+
+    class Watching(Silent):
+        def metrics(self, values: Mapping[str, float]) -> None:
+            settings.append(lam.settings)
+
+    original = insert_bitlinear
+
+    def watched(*given, **named):
+        nonlocal lam
+        lam = original(*given, **named)
+        return lam
+
+    lam = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitconvert.training.warmup.insert_bitlinear", watched)
+        recipe = small(story, "lam.reach_one_at=1.0", "lam.activations_reach_one_at=0.5", "training.eval_every=100")
+        warmup(str(smollm), tmp_path / "o", recipe, reporter=Watching())
+    training = settings[1:7]
+    assert [round(w * 12) for w, _ in training] == [1, 3, 5, 7, 9, 11]
+    assert [round(a * 12) for _, a in training] == [2, 6, 10, 12, 12, 12]
 
 
 def test_activation_checkpointing_changes_nothing(
