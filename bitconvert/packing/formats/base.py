@@ -130,18 +130,23 @@ class BlockFormat(GgufFormat):
         """See ``GgufFormat``."""
         rows, columns = tensor.codes.shape
         trits = (tensor.codes.numpy().reshape(-1, self.type.block) + np.int8(1)).view(np.uint8)
-        packed = self._pack(trits)
-        scale = block_scales(tensor, self.type.block).reshape(-1, 1).astype(np.float16).view(np.uint8)
-        blocks = np.concatenate([scale, packed] if self.scale_first else [packed, scale], axis=1)
+        blocks = np.empty((len(trits), self.type.block_bytes), np.uint8)
+        packed, scale = self._parts(blocks)
+        packed[:] = self._pack(trits)
+        scale[:] = block_scales(tensor, self.type.block).reshape(-1, 1).astype(np.float16).view(np.uint8)
         return blocks.reshape(rows, self.type.row_bytes(columns))
 
     def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
         """See ``GgufFormat``."""
-        blocks = data.reshape(-1, self.type.block_bytes)
-        packed, scale = (blocks[:, 2:], blocks[:, :2]) if self.scale_first else (blocks[:, :-2], blocks[:, -2:])
-        codes = self._unpack(np.ascontiguousarray(packed)).view(np.int8) - np.int8(1)
+        packed, scale = self._parts(data.reshape(-1, self.type.block_bytes))
+        codes = self._unpack(np.ascontiguousarray(packed)).view(np.int8)
+        codes -= np.int8(1)
         scales = np.ascontiguousarray(scale).view(np.float16).astype(np.float32).reshape(shape[0], -1)
         return TernaryTensor(torch.from_numpy(codes.reshape(shape)), torch.from_numpy(scales))
+
+    def _parts(self, blocks: Bytes) -> tuple[Bytes, Bytes]:
+        """The codes and the scale of each block."""
+        return (blocks[:, 2:], blocks[:, :2]) if self.scale_first else (blocks[:, :-2], blocks[:, -2:])
 
     @abstractmethod
     def _pack(self, trits: Bytes) -> Bytes:
@@ -149,7 +154,7 @@ class BlockFormat(GgufFormat):
 
     @abstractmethod
     def _unpack(self, packed: Bytes) -> Bytes:
-        """The inverse of ``_pack``."""
+        """The inverse of ``_pack``; a new array."""
 
 
 def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
@@ -165,7 +170,8 @@ def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
     rows, columns = tensor.codes.shape
     scale = tensor.scale.numpy().reshape(-1, tensor.scale.shape[-1])
     repeated = np.repeat(scale, columns // block // scale.shape[1], axis=1)
-    occupied = tensor.codes.numpy().reshape(rows, columns // block, block).any(axis=-1)
+    codes = tensor.codes.numpy().reshape(rows, columns // block, block)
+    occupied = (codes if block % 8 else codes.view(np.int64)).any(axis=-1)
     return np.where(occupied, repeated, np.float32(0))
 
 
