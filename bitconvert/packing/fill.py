@@ -16,8 +16,8 @@ from bitconvert.packing.source import SourceTensor, ternary_rows, with_progress
 
 _WORKERS = min(4, os.cpu_count() or 1)
 
-_WEIGHTS_AT_ONCE = 2**26
-"""Of all tensors that are being encoded: about half a gigabyte. A larger tensor is alone."""
+_WEIGHTS_AT_ONCE = 2**25
+"""Of all tensors that are being encoded: about a quarter of a gigabyte. A larger tensor is alone."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -13,7 +13,7 @@ import torch
 from bitconvert.errors import BitconvertError
 from bitconvert.models.baked import BAKED_FILE
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.packing.formats.base import with_stored_scale
+from bitconvert.packing.formats.base import stored_scale
 from bitconvert.report import PackedFile, PackedTensor, Reporter
 from bitconvert.ternary.blocks import baked_blocks, ternary_blocks
 from bitconvert.ternary.quantize import TernaryTensor
@@ -77,11 +77,13 @@ def ternary_rows(checkpoint: Checkpoint, name: str) -> Iterator[TernaryTensor]:
         BitconvertError: its scale cannot be stored, its weights are damaged, or baked weights are no longer ternary.
     """
     weight = checkpoint.read(name)
-    if checkpoint.kind != "baked":
-        yield from (with_stored_scale(rows, name) for rows in ternary_blocks(weight, checkpoint.scaling))
-        return
+    blocks = baked_blocks if checkpoint.kind == "baked" else ternary_blocks
+    last = stored = torch.empty(0)
     try:
-        yield from (with_stored_scale(rows, name) for rows in baked_blocks(weight, checkpoint.scaling))
+        for codes, scale in blocks(weight, checkpoint.scaling):
+            if scale is not last:  # one per tensor comes with all rows
+                last, stored = scale, stored_scale(scale, name)
+            yield TernaryTensor(codes, stored)
     except ValueError as error:
         raise BitconvertError(
             f"{checkpoint.name}: tensor {name} is not ternary with one scale per {checkpoint.scaling.granularity}, "

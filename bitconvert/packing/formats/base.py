@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.gguf_types import GgufType
@@ -176,20 +177,25 @@ def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
 
 
 def with_stored_scale(tensor: TernaryTensor, name: str) -> TernaryTensor:
-    """Round the scales to float16, as every format stores them, so that all files of one model hold the same weights.
+    """The same codes with scales as ``stored_scale`` has them."""
+    return tensor._replace(scale=stored_scale(tensor.scale, name))
+
+
+def stored_scale(scale: Tensor, name: str) -> Tensor:
+    """Round scales to float16, as every format stores them, so that all files of one model hold the same weights.
 
     Args:
-        tensor: as ``ternarize`` gives it.
+        scale: as ``ternarize`` gives it.
         name: of the tensor, for the error line.
 
     Raises:
         BitconvertError: a scale is NaN or infinite, or float16 cannot hold it within 0.5 % (below about 6e-6, or above
             65504). The reference quantizers write such scales without a word.
     """
-    stored = tensor.with_fp16_scale()
-    faithful = (stored.scale - tensor.scale).abs() <= _LARGEST_ROUNDING * tensor.scale  # false for NaN and infinity
+    stored = scale.half().float()
+    faithful = (stored - scale).abs() <= _LARGEST_ROUNDING * scale  # false for NaN and infinity
     if not bool(faithful.all()):
-        worst = tensor.scale[~faithful].flatten()[0].item()
+        worst = scale[~faithful].flatten()[0].item()
         raise BitconvertError(
             f"tensor {name}: its scale {worst:.3g} cannot be stored as float16",
             "the weights are damaged, or so small or large that their model must be rescaled first",
