@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ from bitconvert.models.packed import (
 )
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import BitLinear, freeze_ternary, insert_bitlinear
+from bitconvert.ternary.blocks import all_finite
 from bitconvert.ternary.quantize import GRANULARITIES, TernaryTensor, is_baked
 
 Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
@@ -46,6 +48,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
+_WEIGHTS_AT_ONCE = 2**24  # of a tensor that is read in parts
 _MOST_LAYERS = 10_000  # many times those of any model; a damaged count would build empty layers for hours
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
@@ -150,6 +153,16 @@ class Checkpoint:
             tensor: Tensor = tensors.get_tensor(name)
         _check_finite(self.name, name, tensor)
         return tensor
+
+    def read_rows(self, name: str) -> Iterator[Tensor]:
+        """Read one tensor in its stored dtype, a part of its rows at a time, however large it is.
+
+        Raises:
+            BitconvertError: as ``read``.
+        """
+        for rows in read_rows(self._files[name], name):
+            _check_finite(self.name, name, rows)
+            yield rows
 
     # ---- tensors as the file means them -----------------------------------------------------------------------------
 
@@ -559,6 +572,23 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise BitconvertError(f"{path}: truncated or not safetensors ({error})", "download it again") from error
 
 
+def read_rows(path: Path, name: str) -> Iterator[Tensor]:
+    """Read a tensor of a safetensors file, a part of its rows at a time; a vector comes whole.
+
+    Of the file, which is mapped, no more is in memory than the rows that are in use.
+
+    Raises:
+        BitconvertError: it is not there, or the file is damaged.
+    """
+    with _open_safetensors(path) as tensors:
+        shape = tensors.get_slice(name).get_shape()
+    step = max(1, _WEIGHTS_AT_ONCE // max(1, math.prod(shape[1:]))) if len(shape) > 1 else max([1, *shape])
+    for begin in range(0, shape[0] if shape else 1, step):
+        with _open_safetensors(path) as tensors:
+            rows = tensors.get_slice(name)[begin : begin + step] if shape else tensors.get_tensor(name)
+        yield rows
+
+
 def _load_directory(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load a float32 model from its directory; every weight must be there."""
     checkpoint.weights()
@@ -581,7 +611,7 @@ def _load_directory(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def _check_finite(name: str, tensor_name: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise BitconvertError(
             f"{name}: tensor {tensor_name} holds NaN or infinity",
             "the model is damaged, or its training diverged: use an earlier checkpoint",

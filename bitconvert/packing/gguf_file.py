@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,28 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitconvert.atomic import atomic_files, glob_escape
 from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_types
-from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.ggml_quantize import quantize_by_ggml
-from bitconvert.models.gguf_parse import parse_gguf
+from bitconvert.models.gguf_parse import GgufTensor, parse_gguf
 from bitconvert.models.gguf_tensors import to_gguf_rows
 from bitconvert.models.gguf_types import register_i2_s, register_q2_0
 from bitconvert.packing.formats import GgufFormat
+from bitconvert.packing.formats.base import Bytes
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.gguf.hparams import note_on_graph, require_expressible
 from bitconvert.packing.gguf.plan import BY_LLAMA_CPP, PlannedTensor, main_type, plan_tensors, require_types
-from bitconvert.packing.job import Container, PackJob
+from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts
 from bitconvert.packing.readback import ReadBack
-from bitconvert.packing.source import packed_file, read_ternary, with_progress
+from bitconvert.packing.source import SourceTensor, packed_file
 from bitconvert.report import PackedFile, PackedTensor
 from bitconvert.ternary.quantize import TernaryTensor
+
+_BYTES_AT_ONCE = 2**20
+"""When a file is read back."""
 
 
 class GgufFile(Container[GgufFormat]):
@@ -44,76 +48,119 @@ class GgufFile(Container[GgufFormat]):
         require_expressible(job.checkpoint.complete, job.checkpoint.name)
         _ = job.vocabulary
 
-    def write(self, job: PackJob, form: GgufFormat) -> PackedFile:
+    @contextmanager
+    def open(self, job: PackJob, form: GgufFormat) -> Iterator[Output]:
         """See ``Container``; a matrix whose rows the format does not divide gets the next best, with a note."""
-        started = time.monotonic()
         register_q2_0()
         register_i2_s()
         target = self.target(job, form)
         plan = plan_tensors(job, form)
         shards = f"{glob_escape(target.stem)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].gguf"
-        with atomic_files(target, siblings=shards) as temporary:
-            expected = _write(job, plan, temporary / target.name, ReadBack(target))
-            files = sorted(temporary.iterdir())
-            _read_back(files, plan, expected)
-            nbytes = sum(file.stat().st_size for file in files)
-        packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in plan]
-        first = target.with_name(files[0].name)
-        note = "; ".join(filter(None, (form.note, note_on_graph(job.checkpoint.complete))))
-        return packed_file(first, form.name, packed, nbytes, time.monotonic() - started, note)
+        with atomic_files(target, siblings=shards) as temporary, ExitStack() as files:
+            container = files.enter_context(closing(_container(job, plan, temporary / target.name)))
+            container.begin()
+            yield _GgufOutput(job, form, target, files, plan, container, temporary)
 
 
-def _write(job: PackJob, plan: list[PlannedTensor], path: Path, expected: ReadBack) -> ReadBack:
-    """Stream the tensors to a file, one at a time, and note what each must read back as."""
-    file_type, shard_size = main_type(plan).file_type, job.options.max_shard_size
-    with closing(GgufContainer(path, job.checkpoint, job.vocabulary, file_type, shard_size)) as container:
-        for tensor in plan:
-            container.add_tensor(tensor.name, tensor.shape, tensor.type.type_id, tensor.nbytes)
-        container.begin()
-        for tensor in with_progress(plan, job.reporter):
-            if tensor.form is not None:
-                ternary = _ternary_rows(job.checkpoint, tensor.source)
-                expected.expect(tensor.name, ternary.codes.numpy(), tensor.form.stored_scales(ternary))
-                container.write(tensor.form.encode(ternary))
-            else:
-                values = _plain_values(job.checkpoint, tensor)
-                expected.expect(tensor.name, values)
-                container.write(values)
-    return expected
+class _GgufOutput(Output):
+    def __init__(
+        self,
+        job: PackJob,
+        form: GgufFormat,
+        target: Path,
+        files: ExitStack,
+        plan: list[PlannedTensor],
+        container: GgufContainer,
+        directory: Path,
+    ) -> None:
+        super().__init__(target, files)
+        self._job, self._form, self._container, self._directory = job, form, container, directory
+        self._plan = {tensor.source: tensor for tensor in plan}
+
+    def encoder(self, tensor: SourceTensor) -> Encoder:
+        """See ``Output``."""
+        return _RowEncoder(self._job, self._plan[tensor.name], self.read_back)
+
+    def plain(self, tensor: SourceTensor, rows: Tensor) -> Parts:
+        """See ``Output``."""
+        planned = self._plan[tensor.name]
+        return {planned.name: _plain_values(self._job, planned, rows)}
+
+    def put(self, name: str, data: NDArray[Any]) -> None:
+        """See ``Output``; the container counts on the order."""
+        self._container.write(data)
+
+    def finish(self) -> PackedFile:
+        """See ``Output``."""
+        self.files.close()
+        files = sorted(self._directory.iterdir())
+        stored = {name: tensor for file in files for name, tensor in parse_gguf(file).tensors.items()}
+        for tensor in self._plan.values():
+            self.read_back.check(tensor.name, _stored_bytes(stored[tensor.name]))
+        self.read_back.finish()
+        tensors = self._plan.values()
+        packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in tensors]
+        nbytes = sum(file.stat().st_size for file in files)
+        first = self.target.with_name(files[0].name)
+        note = "; ".join(filter(None, (self._form.note, note_on_graph(self._job.checkpoint.complete))))
+        return packed_file(first, self._form.name, packed, nbytes, self.seconds, note)
 
 
-def _ternary_rows(checkpoint: Checkpoint, name: str) -> TernaryTensor:
-    """Codes and scales in llama.cpp's row order."""
-    codes, scale = (
-        to_gguf_rows(part, name, checkpoint.complete, checkpoint.family).contiguous()
-        for part in read_ternary(checkpoint, name)
+class _RowEncoder(Encoder):
+    """Rows of codes to rows of bytes; where llama.cpp has rows in another order, the bytes change places in the end."""
+
+    def __init__(self, job: PackJob, tensor: PlannedTensor, read_back: ReadBack) -> None:
+        assert tensor.form is not None
+        self._job, self._tensor, self._form, self._read_back = job, tensor, tensor.form, read_back
+        self._rows: list[Bytes] = []
+        self._trailer = np.empty(0, np.uint8)
+
+    def add(self, rows: TernaryTensor) -> None:
+        """See ``Encoder``."""
+        height, columns = rows.codes.shape
+        data = self._form.encode(rows)
+        decoded = self._form.decode(data, (height, columns))
+        self._read_back.compare(self._tensor.name, rows.codes.numpy(), decoded.codes.numpy())
+        self._read_back.compare(self._tensor.name, self._form.stored_scales(rows), decoded.scale.numpy())
+        self._rows.append(data.reshape(-1)[: data.size - self._tensor.type.trailer].reshape(height, -1))
+        self._trailer = data.reshape(-1)[data.size - self._tensor.type.trailer :]
+
+    def finish(self) -> Parts:
+        """See ``Encoder``; what is behind the rows of a tensor is the same for any of them."""
+        checkpoint = self._job.checkpoint
+        rows = torch.from_numpy(np.concatenate(self._rows))
+        ordered = to_gguf_rows(rows, self._tensor.source, checkpoint.complete, checkpoint.family).contiguous().numpy()
+        return {self._tensor.name: np.append(ordered, self._trailer) if len(self._trailer) else ordered}
+
+
+def _container(job: PackJob, plan: list[PlannedTensor], path: Path) -> GgufContainer:
+    """A file that knows of all its tensors; nothing is written yet."""
+    container = GgufContainer(
+        path, job.checkpoint, job.vocabulary, main_type(plan).file_type, job.options.max_shard_size
     )
-    return TernaryTensor(codes, scale)
+    for tensor in plan:
+        container.add_tensor(tensor.name, tensor.shape, tensor.type.type_id, tensor.nbytes)
+    return container
 
 
-def _plain_values(checkpoint: Checkpoint, tensor: PlannedTensor) -> NDArray[Any]:
-    """A tensor that is not ternary, as it is stored."""
-    values = checkpoint.read(tensor.source).float()
-    rows = to_gguf_rows(values, tensor.source, checkpoint.complete, checkpoint.family).contiguous()
-    low, high = torch.aminmax(rows)
+def _plain_values(job: PackJob, tensor: PlannedTensor, rows: Tensor) -> NDArray[Any]:
+    """Rows of a tensor that is not ternary, as they are stored."""
+    checkpoint = job.checkpoint
+    values = to_gguf_rows(rows.float(), tensor.source, checkpoint.complete, checkpoint.family).contiguous()
+    low, high = torch.aminmax(values)
     if tensor.type == gguf_types.F16 and max(-low, high) > torch.finfo(torch.float16).max:
         raise BitconvertError(
             f"{checkpoint.name}: tensor {tensor.source} holds values that float16 cannot",
             "store it in float32 with --embedding-type f32",
         )
     if tensor.type in BY_LLAMA_CPP:
-        return quantize_by_ggml(rows.numpy(), tensor.type)
-    data: NDArray[Any] = gguf.quantize(rows.numpy(), tensor.type.ggml())
+        return quantize_by_ggml(values.numpy(), tensor.type)
+    data: NDArray[Any] = gguf.quantize(values.numpy(), tensor.type.ggml())
     return data
 
 
-def _read_back(files: list[Path], plan: list[PlannedTensor], expected: ReadBack) -> None:
-    stored = {name: tensor.data for file in files for name, tensor in parse_gguf(file).tensors.items()}
-    for tensor in plan:
-        data = np.asarray(stored[tensor.name])
-        if tensor.form is not None:
-            decoded = tensor.form.decode(data.view(np.uint8), (tensor.shape[0], tensor.shape[1]))
-            expected.check(tensor.name, decoded.codes.numpy(), decoded.scale.numpy())
-        else:
-            expected.check(tensor.name, data)
-    expected.finish()
+def _stored_bytes(tensor: GgufTensor) -> Iterator[Bytes]:
+    """The data of a tensor from its file, which is not mapped: of that, all that was read would stay in memory."""
+    end = tensor.data_offset + tensor.n_bytes
+    for begin in range(tensor.data_offset, end, _BYTES_AT_ONCE):
+        yield np.fromfile(tensor.path, np.uint8, min(_BYTES_AT_ONCE, end - begin), offset=begin)

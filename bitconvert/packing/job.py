@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import Format
 from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
+from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.source import SourceTensor
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report import PackedFile, Reporter
+from bitconvert.ternary.quantize import TernaryTensor
 
 FormatT = TypeVar("FormatT", bound=Format)
+
+Parts = Mapping[str, NDArray[Any]]
+"""Names that an output has for tensors, and what is stored under them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,100 @@ class PackJob:
         return vocabulary_of(self.checkpoint.tokenizer(), config.vocab_size, self.checkpoint.config)
 
 
+class Encoder(ABC):
+    """What becomes of one ternary tensor in one output. Encoders of several tensors may work at the same time."""
+
+    @abstractmethod
+    def add(self, rows: TernaryTensor) -> None:
+        """Take the next rows; their arrays are the caller's, and not kept.
+
+        Raises:
+            BitconvertError: what they were encoded to does not decode to them.
+        """
+
+    @abstractmethod
+    def finish(self) -> Parts:
+        """All rows are there: what is to be written, by the names of the output."""
+
+
+class WholeEncoder(Encoder):
+    """For formats that put rows together which are not neighbours: keeps the codes until all are there.
+
+    Args:
+        tensor: what is to be encoded.
+        encode: of all its rows, held against what they mean.
+    """
+
+    def __init__(self, tensor: SourceTensor, encode: Callable[[TernaryTensor], Parts]) -> None:
+        self._codes = torch.from_numpy(np.empty(tensor.shape, np.int8))
+        self._scales: list[Tensor] = []
+        self._encode = encode
+        self._end = 0
+
+    def add(self, rows: TernaryTensor) -> None:
+        """See ``Encoder``."""
+        begin, self._end = self._end, self._end + len(rows.codes)
+        self._codes[begin : self._end] = rows.codes
+        self._scales.append(rows.scale)
+
+    def finish(self) -> Parts:
+        """See ``Encoder``; a scale per tensor, shape (1,), came with all rows."""
+        shared = self._scales[0].dim() == 1
+        return self._encode(TernaryTensor(self._codes, self._scales[0] if shared else torch.cat(self._scales)))
+
+
+class Output(ABC):
+    """A file or directory while it is filled; nothing of it is visible before its ``with`` block ends.
+
+    Every tensor is written once, in the order of ``PackJob.tensors``.
+
+    Args:
+        target: where it will be.
+        files: open ones; closed before they are read back.
+    """
+
+    def __init__(self, target: Path, files: ExitStack) -> None:
+        self.target = target
+        self.files = files
+        self.read_back = ReadBack(target)
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened."""
+        return time.monotonic() - self._started
+
+    @abstractmethod
+    def encoder(self, tensor: SourceTensor) -> Encoder:
+        """For a ternary tensor."""
+
+    @abstractmethod
+    def plain(self, tensor: SourceTensor, rows: Tensor) -> Parts:
+        """Some rows of a tensor that is not ternary, as they are stored; vectors come whole.
+
+        Raises:
+            BitconvertError: they cannot be stored so.
+        """
+
+    def write(self, parts: Parts) -> None:
+        """Write tensors, or the next rows of them, to their places."""
+        for name, data in parts.items():
+            self.read_back.expect(name, data)
+            self.put(name, data)
+
+    @abstractmethod
+    def put(self, name: str, data: NDArray[Any]) -> None:
+        """Write the next bytes of a tensor of the output."""
+
+    @abstractmethod
+    def finish(self) -> PackedFile:
+        """All tensors are written: add what else belongs to the output, and read it all back.
+
+        Raises:
+            BitconvertError: it does not read back.
+        """
+
+
 class Container(ABC, Generic[FormatT]):
     """A kind of output: a file or a directory that holds a whole model in one format."""
 
@@ -65,9 +172,9 @@ class Container(ABC, Generic[FormatT]):
         """
 
     @abstractmethod
-    def write(self, job: PackJob, form: FormatT) -> PackedFile:
-        """Write the model, complete and read back, or not at all.
+    def open(self, job: PackJob, form: FormatT) -> AbstractContextManager[Output]:
+        """Begin an output; it is there, whole, when the ``with`` block ends, or not at all.
 
         Raises:
-            BitconvertError: the place cannot be written to, a scale cannot be stored, or the file does not read back.
+            BitconvertError: the place cannot be written to.
         """

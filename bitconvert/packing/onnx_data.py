@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from bitconvert.packing.streamed_file import StreamedFile
 
 Stored = tuple[int, tuple[int, ...]]
 """Type (of ``TensorProto``) and shape."""
+
+_BYTES_AT_ONCE = 2**20
+"""When a file is read back."""
 
 _PAGE = 4096  # a tensor that begins on one can be mapped into memory
 
@@ -28,8 +31,8 @@ class OnnxData(StreamedFile):
     """
 
     def __init__(self, path: Path, stored: Mapping[str, Stored]) -> None:
-        super().__init__(path, stored)
         self._stored = stored
+        super().__init__(path, {name: self.nbytes(name) for name in stored})
         self._offsets: dict[str, int] = {}
         end = 0
         for name in stored:
@@ -37,16 +40,16 @@ class OnnxData(StreamedFile):
             end = self._offsets[name] + self.nbytes(name)
 
     def write(self, name: str, values: NDArray[Any]) -> None:
-        """Write one tensor to its place; its type and shape must be as announced."""
-        if (values.dtype, values.shape) != (self._dtype(name), self._stored[name][1]):
+        """Write one tensor, or the next rows of it, to its place; its type and shape must be as announced."""
+        if (values.dtype, values.shape[1:]) != (self._dtype(name), self._stored[name][1][1:]):
             raise ValueError(f"{self._path}: tensor {name} is {values.dtype} {values.shape}, not as announced")
-        self._put(name, self._offsets[name], np.ascontiguousarray(values).data)
+        self._put(name, self._offsets[name], np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
-    def read(self, name: str) -> NDArray[Any]:
-        """What the finished file holds under a name."""
-        shape = self._stored[name][1]
-        values: NDArray[Any] = np.fromfile(self._path, self._dtype(name), math.prod(shape), offset=self._offsets[name])
-        return values.reshape(shape)
+    def read(self, name: str) -> Iterator[NDArray[np.uint8]]:
+        """The bytes that the finished file holds under a name, in parts."""
+        end = self._offsets[name] + self.nbytes(name)
+        for begin in range(self._offsets[name], end, _BYTES_AT_ONCE):
+            yield np.fromfile(self._path, np.uint8, min(_BYTES_AT_ONCE, end - begin), offset=begin)
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""

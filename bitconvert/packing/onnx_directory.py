@@ -6,18 +6,23 @@ Needs the onnx package, which is why the modules that import it are imported lat
 from __future__ import annotations
 
 import importlib.util
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError
 from bitconvert.packing.directory import copy_companions, require_replaceable, write_config
 from bitconvert.packing.formats.onnx import Onnx
-from bitconvert.packing.job import Container, PackJob
-from bitconvert.packing.readback import ReadBack
-from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
+from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
+from bitconvert.packing.source import SourceTensor, packed_file
 from bitconvert.report import PackedFile, PackedTensor
+from bitconvert.ternary.quantize import TernaryTensor
 
 if TYPE_CHECKING:
     from bitconvert.packing.onnx_data import OnnxData
@@ -44,26 +49,66 @@ class OnnxDirectory(Container[Onnx]):
         _decoder(job, form)
         require_replaceable(self.target(job, form), _MARK)
 
-    def write(self, job: PackJob, form: Onnx) -> PackedFile:
+    @contextmanager
+    def open(self, job: PackJob, form: Onnx) -> Iterator[Output]:
         """See ``Container``."""
         from bitconvert.packing.onnx_data import OnnxData
 
-        started = time.monotonic()
         target = self.target(job, form)
         decoder = _decoder(job, form)
-        with atomic_directory(target) as directory:
+        with atomic_directory(target) as directory, ExitStack() as files:
             model = directory / "onnx" / _MODEL
             model.parent.mkdir()
-            data = OnnxData(model.with_name(f"{_MODEL}_data"), decoder.graph.stored)
-            expected = _write(job, form, data, ReadBack(target))
-            _read_back(job, form, data, expected)
-            model.write_bytes(decoder.model(data.references()).SerializeToString())
-            write_config(job.checkpoint, directory, _TOLD)
-            copy_companions(job.checkpoint.path, directory)
-            nbytes = sum(file.stat().st_size for file in model.parent.iterdir())
-        packed = [_packed(data, tensor) for tensor in job.tensors]
+            data = files.enter_context(OnnxData(model.with_name(f"{_MODEL}_data"), decoder.graph.stored))
+            yield _OnnxOutput(job, form, target, files, decoder, data, directory)
+
+
+class _OnnxOutput(Output):
+    def __init__(
+        self,
+        job: PackJob,
+        form: Onnx,
+        target: Path,
+        files: ExitStack,
+        decoder: Decoder,
+        data: OnnxData,
+        directory: Path,
+    ) -> None:
+        super().__init__(target, files)
+        self._job, self._form, self._decoder, self._data, self._directory = job, form, decoder, data, directory
+
+    def encoder(self, tensor: SourceTensor) -> Encoder:
+        """See ``Output``."""
+        return WholeEncoder(tensor, partial(self._encoded, tensor))
+
+    def _encoded(self, tensor: SourceTensor, ternary: TernaryTensor) -> Parts:
+        packed, scales = self._form.encode(ternary, self._form.block(self._job.scaling))
+        decoded = self._form.decode(packed, scales, tensor.shape[-1])
+        self.read_back.compare(tensor.name, ternary.codes.numpy(), decoded.codes.numpy())
+        return {tensor.name: packed, _scale_name(tensor): scales}
+
+    def plain(self, tensor: SourceTensor, rows: Tensor) -> Parts:
+        """See ``Output``."""
+        return {tensor.name: rows.float().numpy()}
+
+    def put(self, name: str, data: NDArray[Any]) -> None:
+        """See ``Output``."""
+        self._data.write(name, data)
+
+    def finish(self) -> PackedFile:
+        """See ``Output``."""
+        self.files.close()
+        for name in self._decoder.graph.stored:
+            self.read_back.check(name, self._data.read(name))
+        self.read_back.finish()
+        job, model = self._job, self._directory / "onnx" / _MODEL
+        model.write_bytes(self._decoder.model(self._data.references()).SerializeToString())
+        write_config(job.checkpoint, self._directory, _TOLD)
+        copy_companions(job.checkpoint.path, self._directory)
+        nbytes = sum(file.stat().st_size for file in model.parent.iterdir())
+        packed = [_packed(self._data, tensor) for tensor in job.tensors]
         note = _UNSPLIT if job.options.max_shard_size else ""
-        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started, note)
+        return packed_file(self.target, self._form.name, packed, nbytes, self.seconds, note)
 
 
 def _decoder(job: PackJob, form: Onnx) -> Decoder:
@@ -83,34 +128,6 @@ def _decoder(job: PackJob, form: Onnx) -> Decoder:
             "use another format",
         )
     return decoder
-
-
-def _write(job: PackJob, form: Onnx, data: OnnxData, expected: ReadBack) -> ReadBack:
-    """Stream the tensors to the data file, one at a time, and note what each must read back as."""
-    with data:
-        for tensor in with_progress(job.tensors, job.reporter):
-            if tensor.ternary:
-                ternary = read_ternary(job.checkpoint, tensor.name)
-                packed, scales = form.encode(ternary, form.block(job.scaling))
-                data.write(tensor.name, packed)
-                data.write(_scale_name(tensor), scales)
-                expected.expect(tensor.name, ternary.codes.numpy(), scales)
-            else:
-                values = job.checkpoint.read(tensor.name).float().numpy()
-                data.write(tensor.name, values)
-                expected.expect(tensor.name, values)
-    return expected
-
-
-def _read_back(job: PackJob, form: Onnx, data: OnnxData, expected: ReadBack) -> None:
-    for tensor in job.tensors:
-        stored = data.read(tensor.name)
-        if tensor.ternary:
-            decoded = form.decode(stored, data.read(_scale_name(tensor)), tensor.shape[-1])
-            expected.check(tensor.name, decoded.codes.numpy(), decoded.scale.numpy())
-        else:
-            expected.check(tensor.name, stored)
-    expected.finish()
 
 
 def _packed(data: OnnxData, tensor: SourceTensor) -> PackedTensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.companions import write_companions
+from bitconvert.packing.fill import fill
 from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
 from bitconvert.packing.gguf_file import GgufFile
 from bitconvert.packing.job import Container, PackJob
@@ -42,7 +44,8 @@ def pack(
 ) -> PackReport:
     """Write a checkpoint in one or more formats, each file whole and read back.
 
-    Everything that can be refused is refused before the first byte is written. Memory holds one tensor at a time.
+    Everything that can be refused is refused before the first byte is written. Each tensor is read once, whatever the
+    number of formats, and memory holds a few at a time: see ``fill``.
 
     Args:
         checkpoint: the latent checkpoint that warmup wrote, or what unpack made; a plain model with ``round_plain``.
@@ -67,7 +70,7 @@ def pack(
         warnings += job.vocabulary.caveats
     for warning in warnings:
         reporter.warn(warning)
-    files = [_write(job, form) for form in able]
+    files = _write(job, able)
     companions = [str(path) for path in write_companions(job, files)]
     reasons = {name: error.message for name, error in refusals.items()}
     return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons, companions)
@@ -91,12 +94,17 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
     return {name: error.message for name, error in _refusals(job, _formats(options)).items()}
 
 
-def _write(job: PackJob, form: Format) -> PackedFile:
-    job.reporter.stage(f"packing {form.name}")
-    file = CONTAINERS[form.container].write(job, form)
-    for note in file.notes():
-        job.reporter.note(note)
-    return file
+def _write(job: PackJob, forms: Sequence[Format]) -> list[PackedFile]:
+    """All outputs from one reading of the weights."""
+    job.reporter.stage(f"packing {', '.join(form.name for form in forms)}")
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(CONTAINERS[form.container].open(job, form)) for form in forms]
+        fill(job, outputs)
+        files = [output.finish() for output in outputs]
+    for file in files:
+        for note in file.notes():
+            job.reporter.note(note)
+    return files
 
 
 def _formats(options: Packing) -> list[Format]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,12 +17,12 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.directory import copy_companions, require_replaceable, write_config
 from bitconvert.packing.formats.directory import PLAIN_DTYPE, DirectoryFormat
-from bitconvert.packing.job import Container, PackJob
-from bitconvert.packing.readback import ReadBack
+from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
 from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.packing.shards import Shards
-from bitconvert.packing.source import SourceTensor, packed_file, read_ternary, with_progress
+from bitconvert.packing.source import SourceTensor, packed_file
 from bitconvert.report import PackedFile, PackedTensor
+from bitconvert.ternary.quantize import TernaryTensor
 
 
 class SafetensorsDirectory(Container[DirectoryFormat]):
@@ -39,54 +41,53 @@ class SafetensorsDirectory(Container[DirectoryFormat]):
                 )
         require_replaceable(self.target(job, form), form.method)
 
-    def write(self, job: PackJob, form: DirectoryFormat) -> PackedFile:
+    @contextmanager
+    def open(self, job: PackJob, form: DirectoryFormat) -> Iterator[Output]:
         """See ``Container``."""
-        started = time.monotonic()
         target = self.target(job, form)
-        with atomic_directory(target) as directory:
-            specs = {name: spec for tensor in job.tensors for name, spec in _specs(job, form, tensor).items()}
-            shards = Shards(directory, specs, job.options.max_shard_size)
-            expected = _write(job, form, shards, ReadBack(target))
-            _read_back(job, form, shards, expected)
-            quantization = form.quantization(job.scaling, _plain_linears(job.checkpoint))
-            write_config(job.checkpoint, directory, {"quantization_config": quantization})
-            copy_companions(job.checkpoint.path, directory)
-            nbytes = shards.nbytes
+        specs = {name: spec for tensor in job.tensors for name, spec in _specs(job, form, tensor).items()}
+        with atomic_directory(target) as directory, ExitStack() as files:
+            shards = files.enter_context(Shards(directory, specs, job.options.max_shard_size))
+            yield _DirectoryOutput(job, form, target, files, shards, directory)
+
+
+class _DirectoryOutput(Output):
+    def __init__(
+        self, job: PackJob, form: DirectoryFormat, target: Path, files: ExitStack, shards: Shards, directory: Path
+    ) -> None:
+        super().__init__(target, files)
+        self._job, self._form, self._shards, self._directory = job, form, shards, directory
+
+    def encoder(self, tensor: SourceTensor) -> Encoder:
+        """See ``Output``."""
+        return WholeEncoder(tensor, partial(self._encoded, tensor))
+
+    def _encoded(self, tensor: SourceTensor, ternary: TernaryTensor) -> Parts:
+        parts = self._form.encode(ternary)
+        self.read_back.compare(tensor.name, ternary.codes.numpy(), self._form.decode(parts).codes.numpy())
+        return {_part_name(tensor, suffix): part.numpy() for suffix, part in parts.items()}
+
+    def plain(self, tensor: SourceTensor, rows: Tensor) -> Parts:
+        """See ``Output``."""
+        return {tensor.name: rows.to(PLAIN_DTYPE).numpy()}
+
+    def put(self, name: str, data: NDArray[Any]) -> None:
+        """See ``Output``."""
+        self._shards.write(name, torch.from_numpy(data))
+
+    def finish(self) -> PackedFile:
+        """See ``Output``."""
+        job, form, directory = self._job, self._form, self._directory
+        self.files.close()
+        for tensor in job.tensors:
+            for name in _specs(job, form, tensor):
+                self.read_back.check(name, (rows.numpy() for rows in self._shards.read(name)))
+        self.read_back.finish()
+        quantization = form.quantization(job.scaling, _plain_linears(job.checkpoint))
+        write_config(job.checkpoint, directory, {"quantization_config": quantization})
+        copy_companions(job.checkpoint.path, directory)
         packed = [_packed(job, form, tensor) for tensor in job.tensors]
-        return packed_file(target, form.name, packed, nbytes, time.monotonic() - started)
-
-
-def _write(job: PackJob, form: DirectoryFormat, shards: Shards, expected: ReadBack) -> ReadBack:
-    """Stream the tensors to the files, one at a time, and note what each must read back as."""
-    with shards:
-        for tensor in with_progress(job.tensors, job.reporter):
-            if tensor.ternary:
-                ternary = read_ternary(job.checkpoint, tensor.name)
-                parts = form.encode(ternary)
-                for suffix, part in parts.items():
-                    shards.write(_part_name(tensor, suffix), part)
-                expected.expect(tensor.name, *_meaning(form, ternary.codes, parts))
-            else:
-                values = job.checkpoint.read(tensor.name).to(PLAIN_DTYPE)
-                shards.write(tensor.name, values)
-                expected.expect(tensor.name, values.numpy())
-    return expected
-
-
-def _read_back(job: PackJob, form: DirectoryFormat, shards: Shards, expected: ReadBack) -> None:
-    for tensor in job.tensors:
-        if tensor.ternary:
-            suffixes = form.specs(tensor.shape, job.scaling)
-            parts = {suffix: shards.read(_part_name(tensor, suffix)) for suffix in suffixes}
-            expected.check(tensor.name, *_meaning(form, form.decode(parts).codes, parts))
-        else:
-            expected.check(tensor.name, shards.read(tensor.name).numpy())
-    expected.finish()
-
-
-def _meaning(form: DirectoryFormat, codes: Tensor, parts: Mapping[str, Tensor]) -> list[NDArray[Any]]:
-    """The codes themselves, and every part that is stored as it is."""
-    return [codes.numpy(), *(part.numpy() for suffix, part in parts.items() if suffix != form.codes)]
+        return packed_file(self.target, form.name, packed, self._shards.nbytes, self.seconds)
 
 
 def _specs(job: PackJob, form: DirectoryFormat, tensor: SourceTensor) -> dict[str, TensorSpec]:

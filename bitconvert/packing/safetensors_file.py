@@ -51,7 +51,7 @@ class SafetensorsFile(StreamedFile):
     """
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-        super().__init__(path, specs)
+        super().__init__(path, {name: spec.nbytes for name, spec in specs.items()})
         self._specs = specs
         self._offsets = _offsets(specs)
 
@@ -63,9 +63,9 @@ class SafetensorsFile(StreamedFile):
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor to its place; its dtype and shape must be as announced."""
+        """Write one tensor, or the next rows of it, to its place; its dtype and shape must be as announced."""
         announced, given = self._specs[name], TensorSpec(tensor.dtype, tuple(tensor.shape))
-        if given != announced:
+        if (given.dtype, given.shape[1:]) != (announced.dtype, announced.shape[1:]):
             raise ValueError(f"{self._path}: tensor {name} is {given}, announced as {announced}")
         data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
         self._put(name, self._data_start + self._offsets[name], data)

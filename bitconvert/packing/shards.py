@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import safe_open
 from torch import Tensor
 
+from bitconvert.models.checkpoint import read_rows
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 
 _FILES = "model{suffix}.safetensors"
@@ -60,14 +60,12 @@ class Shards:
             (self._directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor to its place; its dtype and shape must be as announced."""
+        """Write one tensor, or the next rows of it, to its place; its dtype and shape must be as announced."""
         self._files[self._split.tensor_to_filename[name]].write(name, tensor)
 
-    def read(self, name: str) -> Tensor:
-        """What the finished files hold under a name."""
-        with safe_open(self._directory / self._split.tensor_to_filename[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+    def read(self, name: str) -> Iterator[Tensor]:
+        """What the finished files hold under a name, a part of its rows at a time."""
+        yield from read_rows(self._directory / self._split.tensor_to_filename[name], name)
 
     @property
     def nbytes(self) -> int:

@@ -13,9 +13,10 @@ import torch
 from bitconvert.errors import BitconvertError
 from bitconvert.models.baked import BAKED_FILE
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.packing.formats.base import with_stored_scale
+from bitconvert.packing.formats.base import stored_scale
 from bitconvert.report import PackedFile, PackedTensor, Reporter
-from bitconvert.ternary.quantize import TernaryTensor, ternarize
+from bitconvert.ternary.blocks import baked_blocks, ternary_blocks
+from bitconvert.ternary.quantize import TernaryTensor
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -69,21 +70,33 @@ def promised_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     return [SourceTensor(name, tuple(value.shape), _is_ternary(checkpoint, name)) for name, value in promised]
 
 
-def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
-    """Codes and scales of one linear, rounded as training rounds them, with the scale as files store it.
+def ternary_rows(checkpoint: Checkpoint, name: str) -> Iterator[TernaryTensor]:
+    """Codes and scales of one linear, a few rows at a time, rounded as in training, with the scale as files store it.
 
     Raises:
         BitconvertError: its scale cannot be stored, its weights are damaged, or baked weights are no longer ternary.
     """
     weight = checkpoint.read(name)
-    ternary = ternarize(weight, checkpoint.scaling)
-    if checkpoint.kind == "baked" and not torch.equal(ternary.dequantize(), weight):
+    blocks = baked_blocks if checkpoint.kind == "baked" else ternary_blocks
+    last = stored = torch.empty(0)
+    try:
+        for codes, scale in blocks(weight, checkpoint.scaling):
+            if scale is not last:  # one per tensor comes with all rows
+                last, stored = scale, stored_scale(scale, name)
+            yield TernaryTensor(codes, stored)
+    except ValueError as error:
         raise BitconvertError(
             f"{checkpoint.name}: tensor {name} is not ternary with one scale per {checkpoint.scaling.granularity}, "
             f"as {BAKED_FILE} says",
             f"weights that were trained on are latents: remove {BAKED_FILE}, and pack what warmup makes of them",
-        )
-    return with_stored_scale(ternary, name)
+        ) from error
+
+
+def read_ternary(checkpoint: Checkpoint, name: str) -> TernaryTensor:
+    """All rows of ``ternary_rows``."""
+    codes, scales = zip(*ternary_rows(checkpoint, name), strict=True)
+    shared = checkpoint.scaling.granularity == "tensor"
+    return TernaryTensor(torch.cat(codes), scales[0] if shared else torch.cat(scales))
 
 
 def with_progress(tensors: Sequence[ShapedT], reporter: Reporter) -> Iterator[ShapedT]:

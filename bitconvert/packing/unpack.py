@@ -145,7 +145,7 @@ def _values(checkpoint: Checkpoint, tensor: SourceTensor) -> Tensor:
 def _read_back(path: Path, expected: ReadBack) -> None:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - not a dictionary
-            expected.check(name, file.get_tensor(name).numpy())
+            expected.check(name, [file.get_tensor(name).numpy()])
     expected.finish()
 
 

@@ -79,7 +79,7 @@ def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
         ValueError: the group size does not divide the row length.
     """
     groups = _grouped(weight.detach().float(), scaling)
-    scale = _scale_of(groups, scaling)
+    scale = scale_of(groups.abs(), scaling)
     codes = _codes_of(groups, scale).to(torch.int8).view(weight.shape)
     return TernaryTensor(codes, scale.reshape(scale_shape(weight.shape[0], weight.shape[1], scaling)))
 
@@ -132,15 +132,19 @@ def _grouped(weight: Tensor, scaling: Scaling) -> Tensor:
     return weight.reshape(-1, size)
 
 
-def _scale_of(groups: Tensor, scaling: Scaling) -> Tensor:
-    """One scale per group: (groups, members) -> (groups, 1)."""
-    magnitude = groups.abs()
-    estimate = _absmean(magnitude) if scaling.estimator == "absmean" else _least_squares(magnitude)
+def scale_of(magnitude: Tensor, scaling: Scaling) -> Tensor:
+    """One scale per group of magnitudes: (groups, members) -> (groups, 1), float32."""
+    estimate = estimated_scale(magnitude, scaling)
     # A group that already is ternary keeps its scale: estimating again would shrink it to its density. The sum of
     # m * (max - m) is 0 exactly when every magnitude is 0 or the largest.
     largest = magnitude.amax(dim=-1, keepdim=True)
     already_ternary = ((largest - magnitude).mul_(magnitude).sum(dim=-1, keepdim=True) == 0) & (largest > 0)
     return torch.where(already_ternary, largest, estimate)
+
+
+def estimated_scale(magnitude: Tensor, scaling: Scaling) -> Tensor:
+    """The same for groups of which none is ternary already."""
+    return _absmean(magnitude) if scaling.estimator == "absmean" else _least_squares(magnitude)
 
 
 def _absmean(magnitude: Tensor) -> Tensor:

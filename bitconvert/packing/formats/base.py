@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.gguf_types import GgufType
@@ -130,18 +131,23 @@ class BlockFormat(GgufFormat):
         """See ``GgufFormat``."""
         rows, columns = tensor.codes.shape
         trits = (tensor.codes.numpy().reshape(-1, self.type.block) + np.int8(1)).view(np.uint8)
-        packed = self._pack(trits)
-        scale = block_scales(tensor, self.type.block).reshape(-1, 1).astype(np.float16).view(np.uint8)
-        blocks = np.concatenate([scale, packed] if self.scale_first else [packed, scale], axis=1)
+        blocks = np.empty((len(trits), self.type.block_bytes), np.uint8)
+        packed, scale = self._parts(blocks)
+        packed[:] = self._pack(trits)
+        scale[:] = block_scales(tensor, self.type.block).reshape(-1, 1).astype(np.float16).view(np.uint8)
         return blocks.reshape(rows, self.type.row_bytes(columns))
 
     def decode(self, data: Bytes, shape: tuple[int, int]) -> TernaryTensor:
         """See ``GgufFormat``."""
-        blocks = data.reshape(-1, self.type.block_bytes)
-        packed, scale = (blocks[:, 2:], blocks[:, :2]) if self.scale_first else (blocks[:, :-2], blocks[:, -2:])
-        codes = self._unpack(np.ascontiguousarray(packed)).view(np.int8) - np.int8(1)
+        packed, scale = self._parts(data.reshape(-1, self.type.block_bytes))
+        codes = self._unpack(np.ascontiguousarray(packed)).view(np.int8)
+        codes -= np.int8(1)
         scales = np.ascontiguousarray(scale).view(np.float16).astype(np.float32).reshape(shape[0], -1)
         return TernaryTensor(torch.from_numpy(codes.reshape(shape)), torch.from_numpy(scales))
+
+    def _parts(self, blocks: Bytes) -> tuple[Bytes, Bytes]:
+        """The codes and the scale of each block."""
+        return (blocks[:, 2:], blocks[:, :2]) if self.scale_first else (blocks[:, :-2], blocks[:, -2:])
 
     @abstractmethod
     def _pack(self, trits: Bytes) -> Bytes:
@@ -149,7 +155,7 @@ class BlockFormat(GgufFormat):
 
     @abstractmethod
     def _unpack(self, packed: Bytes) -> Bytes:
-        """The inverse of ``_pack``."""
+        """The inverse of ``_pack``; a new array."""
 
 
 def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
@@ -165,25 +171,31 @@ def block_scales(tensor: TernaryTensor, block: int) -> NDArray[np.float32]:
     rows, columns = tensor.codes.shape
     scale = tensor.scale.numpy().reshape(-1, tensor.scale.shape[-1])
     repeated = np.repeat(scale, columns // block // scale.shape[1], axis=1)
-    occupied = tensor.codes.numpy().reshape(rows, columns // block, block).any(axis=-1)
+    codes = tensor.codes.numpy().reshape(rows, columns // block, block)
+    occupied = (codes if block % 8 else codes.view(np.int64)).any(axis=-1)
     return np.where(occupied, repeated, np.float32(0))
 
 
 def with_stored_scale(tensor: TernaryTensor, name: str) -> TernaryTensor:
-    """Round the scales to float16, as every format stores them, so that all files of one model hold the same weights.
+    """The same codes with scales as ``stored_scale`` has them."""
+    return tensor._replace(scale=stored_scale(tensor.scale, name))
+
+
+def stored_scale(scale: Tensor, name: str) -> Tensor:
+    """Round scales to float16, as every format stores them, so that all files of one model hold the same weights.
 
     Args:
-        tensor: as ``ternarize`` gives it.
+        scale: as ``ternarize`` gives it.
         name: of the tensor, for the error line.
 
     Raises:
         BitconvertError: a scale is NaN or infinite, or float16 cannot hold it within 0.5 % (below about 6e-6, or above
             65504). The reference quantizers write such scales without a word.
     """
-    stored = tensor.with_fp16_scale()
-    faithful = (stored.scale - tensor.scale).abs() <= _LARGEST_ROUNDING * tensor.scale  # false for NaN and infinity
+    stored = scale.half().float()
+    faithful = (stored - scale).abs() <= _LARGEST_ROUNDING * scale  # false for NaN and infinity
     if not bool(faithful.all()):
-        worst = tensor.scale[~faithful].flatten()[0].item()
+        worst = scale[~faithful].flatten()[0].item()
         raise BitconvertError(
             f"tensor {name}: its scale {worst:.3g} cannot be stored as float16",
             "the weights are damaged, or so small or large that their model must be rescaled first",

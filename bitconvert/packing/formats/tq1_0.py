@@ -8,54 +8,73 @@ and a fifth trit that is 0.
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from bitconvert.models import gguf_types
 from bitconvert.packing.formats.base import BlockFormat, Bytes
 
-_PARTS = ((160, 32), (80, 16), (16, 4))
-"""How a block's elements are cut: (elements, bytes they go to)."""
+_PARTS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))
+"""How a block's elements are cut: (first element, bytes they go to, trits a byte)."""
 
-_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
-
-_BYTE_OF_NUMBER = ((np.arange(243) * 256 + 242) // 243).astype(np.uint8)
-"""A byte is the five-digit base-3 number v as the fixed-point fraction ceil(256 v / 243), so that a runtime reads the
-first trit as (3 * byte) >> 8 and shifts to the next one by multiplying with 3."""
+_DIGITS = 5
 
 
 class TQ1_0(BlockFormat):
-    """Five trits a byte, scale last."""
+    """Five trits a byte, scale last.
+
+    A byte is the five-digit base-3 number v as the fixed-point fraction ceil(256 v / 243), so that a runtime reads the
+    first trit as (3 * byte) >> 8 and shifts to the next one by multiplying with 3.
+    """
 
     type = gguf_types.TQ1_0
     runs_in = "llama.cpp (CPU, Vulkan), QVAC Fabric"
     scale_first = False
 
     def _pack(self, trits: Bytes) -> Bytes:
-        numbers = np.empty((len(trits), 52), np.uint8)
-        element = byte = 0
-        for elements, width in _PARTS:
-            part = trits[:, element : element + elements].reshape(len(trits), -1, width)
-            numbers[:, byte : byte + width] = _base3(part)
-            element, byte = element + elements, byte + width
-        return _BYTE_OF_NUMBER[numbers]
+        numbers = [_folded(trits[:, first : first + width * count], width, count) for first, width, count in _PARTS]
+        fractions = np.concatenate(numbers, axis=1).astype(np.uint16)
+        fractions <<= 8
+        fractions += 242
+        fractions //= 243
+        return fractions.astype(np.uint8)
 
     def _unpack(self, packed: Bytes) -> Bytes:
         trits = np.empty((len(packed), 256), np.uint8)
-        element = byte = 0
-        for elements, width in _PARTS:
-            shifted = packed[:, np.newaxis, byte : byte + width] * _POWERS[: elements // width, np.newaxis]
-            trits[:, element : element + elements] = _first_trit(shifted).reshape(len(packed), -1)
-            element, byte = element + elements, byte + width
+        byte = 0
+        for first, width, count in _PARTS:
+            trits[:, first : first + width * count] = _unfolded(packed[:, byte : byte + width], count)
+            byte += width
         return trits
 
 
-def _base3(digits: Bytes) -> Bytes:
-    """Read up to five digits (blocks, digits, width), the first most significant, as numbers (blocks, width)."""
-    number = digits[:, 0].copy()
-    for position in range(1, 5):
-        number *= 3
-        if position < digits.shape[1]:
-            number += digits[:, position]
-    return number
+def _folded(elements: Bytes, width: int, count: int) -> Bytes:
+    """Trits (blocks, count * width) to base-3 numbers of five digits (blocks, width), the first most significant.
+
+    As in TQ2_0, a lane is added to the one before it everywhere, and only every ``count``-th sum means something.
+    """
+    flat = np.ascontiguousarray(elements).reshape(-1)
+    pairs = flat[:-width] * np.uint8(3)
+    pairs += flat[width:]
+    quads = pairs[: -2 * width] * np.uint8(9)
+    quads += pairs[2 * width :]
+    shape, strides = (len(elements), width), (count * width, 1)
+    numbers: Bytes = as_strided(quads, shape, strides) * np.uint8(3)
+    if count == _DIGITS:
+        numbers += as_strided(flat[4 * width :], shape, strides)
+    return numbers
+
+
+def _unfolded(fractions: Bytes, count: int) -> Bytes:
+    """The inverse: the first ``count`` trits of fractions (blocks, width), as (blocks, count * width)."""
+    blocks, width = fractions.shape
+    lanes = np.zeros((blocks, count, width), np.uint8)
+    lanes[:, 0] = fractions
+    flat = lanes.reshape(-1)
+    flat[width:] += flat[:-width] * np.uint8(3)
+    flat[2 * width :] += flat[: -2 * width] * np.uint8(9)
+    if count == _DIGITS:
+        lanes[:, 4] = fractions * np.uint8(81)
+    return _first_trit(flat).reshape(blocks, -1)
 
 
 def _first_trit(fraction: Bytes) -> Bytes:

@@ -17,7 +17,7 @@ from bitconvert.packing.gguf.vocabulary import Vocabulary
 
 
 class GgufContainer:
-    """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order.
+    """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order, in parts.
 
     Metadata and the tensors that some rotary embeddings need come from the checkpoint by themselves.
     """
@@ -48,7 +48,8 @@ class GgufContainer:
         self._writer = GGUFWriter(path, checkpoint.family.gguf_arch, split_max_size=max_shard_size or 0)
         self._path = path
         self._announced: list[tuple[str, int]] = []
-        self._written = 0
+        self._written = 0  # tensors that are complete
+        self._part = 0  # bytes of the next one
         _add_general(self._writer, checkpoint, vocabulary.model_name(checkpoint.title), file_type)
         add_hparams(self._writer, config, len(vocabulary.tokens))
         vocabulary.add_to(self._writer)
@@ -80,22 +81,31 @@ class GgufContainer:
         self._writer.write_header_to_file()
         self._writer.write_kv_data_to_file()
         self._writer.write_ti_data_to_file()
+        files = self._writer.fout or []
+        self._file_of = [file for file, held in zip(files, self._writer.tensors, strict=True) for _ in held]
         for factors in self._rope.values():
             self.write(factors)
 
     def write(self, data: NDArray[Any]) -> None:
-        """Write the data of the next tensor.
+        """Write the data of the next tensor, or the next part of it.
 
         Raises:
-            ValueError: its length is not the announced one, or no further tensor was announced.
+            ValueError: it is more than was announced, or no further tensor was announced.
         """
         if self._written == len(self._announced):
             raise ValueError(f"{self._path}: all {self._written} announced tensors are written")
         name, nbytes = self._announced[self._written]
-        if data.nbytes != nbytes:
-            raise ValueError(f"{self._path}: tensor {name} has {data.nbytes} bytes, announced were {nbytes}")
-        self._writer.write_tensor_data(np.ascontiguousarray(data))
-        self._written += 1
+        file = self._file_of[self._written]
+        end = self._part + data.nbytes
+        if end > nbytes:
+            raise ValueError(f"{self._path}: tensor {name} has {end} bytes or more, announced were {nbytes}")
+        if self._part == 0:
+            self._writer.write_padding(file, file.tell())
+        file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+        self._part = end
+        if end == nbytes:
+            self._writer.write_padding(file, nbytes)
+            self._written, self._part = self._written + 1, 0
 
     def close(self) -> None:
         """Close the file. Harmless when repeated, or when nothing was begun."""
