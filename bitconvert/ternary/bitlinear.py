@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear
-from bitconvert.ternary.quantize import quantize_int8, ternarize
+from bitconvert.ternary.quantize import quantize_int8, scale_of, ternarize
 
 
 class Lambda(nn.Module):
@@ -91,15 +91,15 @@ class BitLinear(nn.Linear):
     """``y = int8(x) @ ternary(W).T + b``, both blended in by λ, gradients straight through (arXiv 2402.17764).
 
     It keeps the names and shapes of the nn.Linear that it replaces, so the state dict stays that of the plain model.
-    The weight is rounded once for each of its values, so once per optimizer step, however many forward and backward
-    passes there are; a compiled forward leaves that to ``refresh``.
+    The weight's scale is estimated once for each of its values, so once per optimizer step, however many forward and
+    backward passes there are; a compiled forward leaves that to ``refresh``.
 
     Attributes:
-        weight: latent weight, float32, shape (out, in); None once only codes and scale are left.
+        weight: latent weight, float32, shape (out, in); None once it is frozen.
         lam: the model's shared λ.
         scaling: estimator and granularity of the weight's scale.
-        codes: of the rounded weight, int8, shape (out, in); None before the first use.
-        scale: of the rounded weight, float32; for its shape see TernaryTensor.
+        codes: of a frozen weight, int8, shape (out, in), else None.
+        scale: of the ternary weight, float32, for its shape see TernaryTensor; None before the first use.
         activation_block: how many activations share an int8 scale; None for all of a token's (see ``quantize_int8``).
     """
 
@@ -117,7 +117,7 @@ class BitLinear(nn.Linear):
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self.activation_block: int | None = None
-        self._rounded_at: tuple[int, int] | None = None
+        self._estimated_of: tuple[int, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
@@ -127,33 +127,25 @@ class BitLinear(nn.Linear):
             self.refresh()
         lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, *rounded, self.codes, self.scale, lam, _dtype_of_result(x)
+            x, self.weight if self.codes is None else self.codes, self.bias, *rounded, self.scale, lam, dtype
         )
         return y
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the weight again if it has changed (behind autograd's back, through ``weight.data``, it must not)."""
-        if self.weight is None or self._rounded_at == (state := (self.weight._version, self.weight.data_ptr())):
+        """Estimate the scale again if the weight has changed; a change through ``weight.data`` is not noticed."""
+        if self.weight is None or self._estimated_of == (state := (id(self.weight), self.weight._version)):
             return
-        ternary = ternarize(self.weight, self.scaling)
-        if self.codes is None or self.scale is None:
-            self.codes, self.scale = ternary
-        else:  # in place, since a compiled graph may hold them
-            self.codes.copy_(ternary.codes)
-            self.scale.copy_(ternary.scale)
-        self._rounded_at = state
+        scale = scale_of(self.weight, self.scaling)
+        self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
+        self._estimated_of = state
 
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
-        self.refresh()
+        self.codes, self.scale = ternarize(self.weight, self.scaling)
         self.weight = None  # type: ignore[assignment]
-
-
-def _dtype_of_result(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0) -> Lambda:
@@ -180,7 +172,7 @@ def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, l
 def compile_blocks(decoder: nn.Module) -> None:
     """Compile a decoder's layers one by one: that is quick, since equal ones share their graphs.
 
-    Weights that have changed are rounded before each forward pass of the decoder, outside of the graphs.
+    The scales of changed weights are estimated before each forward pass of the decoder, outside of the graphs.
     """
     decoder.register_forward_pre_hook(lambda module, _: refresh(module))
     for layer in decoder.get_submodule("layers").children():
@@ -188,7 +180,7 @@ def compile_blocks(decoder: nn.Module) -> None:
 
 
 def refresh(model: nn.Module) -> None:
-    """Round the weights of a model that have changed, as an eager forward pass does by itself."""
+    """Estimate the scales of a model's weights that have changed, as an eager forward pass does by itself."""
     for module in bitlinears(model):
         module.refresh()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.quantize import SMALLEST_SCALE, TernaryTensor, estimated_scale, scale_of
+from bitconvert.ternary.quantize import SMALLEST_SCALE, TernaryTensor, row_blocks, scale_of
 
 Bits = NDArray[Any]
 """Floats as the signed integers (int16, int32) that their bits are; negative ones are negative."""
@@ -45,9 +45,9 @@ def ternary_blocks(weight: Tensor, scaling: Scaling) -> Iterator[TernaryTensor]:
     Raises:
         ValueError: the group size does not divide the row length.
     """
-    shared = _scale_of_tensor(weight, scaling) if scaling.granularity == "tensor" else None
+    shared = scale_of(weight, scaling) if scaling.granularity == "tensor" else None
     for block in _row_blocks(weight, scaling):
-        scale = _scale_of_rows(block, scaling) if shared is None else shared
+        scale = scale_of(block, scaling) if shared is None else shared
         yield TernaryTensor(_rounded(block, scale), scale)
 
 
@@ -71,29 +71,6 @@ def baked_blocks(weight: Tensor, scaling: Scaling) -> Iterator[TernaryTensor]:
 
 
 # ---- scales ----------------------------------------------------------------------------------------------------------
-
-
-def _scale_of_tensor(weight: Tensor, scaling: Scaling) -> Tensor:
-    """The scale that a whole weight shares, shape (1,)."""
-    magnitude = torch.from_numpy(np.empty((1, weight.numel()), np.float32))  # numpy's large arrays have cheap pages
-    for part, block in zip(torch.split(magnitude[0], _BLOCK), torch.split(weight.reshape(-1), _BLOCK), strict=True):
-        part.copy_(block).abs_()
-    estimate = estimated_scale if _is_latent(magnitude[:, :_BLOCK]) else scale_of
-    return estimate(magnitude, scaling).view(1)
-
-
-def _is_latent(magnitude: Tensor) -> bool:
-    """Whether a part of a weight shows that the whole is not ternary.
-
-    Two unlike magnitudes do, whatever the largest of the whole is: a larger one is even further from both.
-    """
-    return bool(((magnitude.max() - magnitude) * magnitude).any())
-
-
-def _scale_of_rows(block: Tensor, scaling: Scaling) -> Tensor:
-    """Scales per row or group, shape (rows, groups)."""
-    groups = block.float().abs().view(-1, scaling.group_size or block.shape[1])
-    return scale_of(groups, scaling).view(len(block), -1)
 
 
 def _first_magnitude(weight: Tensor, scaling: Scaling) -> Bits:
@@ -140,14 +117,11 @@ def _codes(plus: NDArray[np.bool_], minus: NDArray[np.bool_]) -> Tensor:
 
 
 def _row_blocks(weight: Tensor, scaling: Scaling) -> Iterator[Tensor]:
-    """Consecutive rows of a weight, in a dtype whose bits are known; never one alone, whose sum torch may split."""
-    rows, columns = weight.shape
-    if columns % (scaling.group_size or 1):
-        raise ValueError(f"rows of {columns} do not divide into groups of {scaling.group_size}")
-    starts = range(0, max(1, rows - 1), max(2, _BLOCK // max(1, columns)))
-    for begin, end in zip(starts, (*starts[1:], rows), strict=True):
-        block = weight[begin:end]
-        yield block if block.dtype in _INTEGERS else block.float()
+    """Consecutive rows of a weight, in a dtype whose bits are known."""
+    if weight.shape[1] % (scaling.group_size or 1):
+        raise ValueError(f"rows of {weight.shape[1]} do not divide into groups of {scaling.group_size}")
+    for rows in row_blocks(weight):
+        yield weight[rows] if weight.dtype in _INTEGERS else weight[rows].float()
 
 
 def _bits(values: Tensor) -> Bits:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor
+from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of
 
 _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
 """Whether oneDNN has this CPU's int8 dot products; without them an integer product is slower than a float one."""
@@ -39,13 +39,14 @@ class StraightThroughLinear(torch.autograd.Function):
     """``y = x' @ w'.T + bias`` with quantized x' and w', and the gradients of x' and w' for ``x`` and ``weight``.
 
     What the backward pass keeps of x' is its codes and scale (or, while activations are blended, the blend), and of w'
-    the codes and scale; a blended weight is made again. The arguments of ``apply``:
+    nothing: given the scale, its codes are made again from the weight for a fraction of the product's time. The
+    arguments of ``apply``:
 
         x: activations, shape (..., in).
-        weight: latent weight, shape (out, in); None where only its codes are left.
+        weight: latent weight, shape (out, in); or its codes, int8, where there is nothing else left of it.
         bias: shape (out,), or None.
         x_codes, x_scale: what ``x`` was rounded to (see Int8Tensor), or the blend and None.
-        w_codes, w_scale: what ``weight`` was rounded to (see TernaryTensor).
+        w_scale: of the ternary weight (see TernaryTensor).
         lam: scalar tensor that blends the weights; None where they are ternary.
         dtype: of the result, and of products that are not of integers.
     """
@@ -54,38 +55,37 @@ class StraightThroughLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor | None,
+        weight: Tensor,
         bias: Tensor | None,
         x_codes: Tensor,
         x_scale: Tensor | None,
-        w_codes: Tensor,
         w_scale: Tensor,
         lam: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(x_codes, x_scale, None if lam is None else weight, w_codes, w_scale, lam)
+        ctx.save_for_backward(x_codes, x_scale, weight, w_scale, lam)
         ctx.x_dtype = x.dtype
-        ternary = TernaryTensor(w_codes, w_scale)
+        ternary = TernaryTensor(_codes(weight, w_scale), w_scale)
         with torch.autocast(x.device.type, enabled=False):
-            if lam is None and x_scale is not None and _is_worth_integers(x_scale, ternary):
+            if lam is None and x_scale is not None and _is_worth_integers(x_scale, w_scale, x.shape[-1]):
                 y = _integer_product(Int8Tensor(x_codes, x_scale), ternary).to(dtype)
             else:
-                w = _weights(weight, ternary, lam)
+                w = ternary.dequantize() if lam is None else _blend(weight, ternary, lam)
                 y = functional.linear(_activations(x_codes, x_scale).to(dtype), w.to(dtype))
             return y if bias is None else y.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_codes, x_scale, weight, w_codes, w_scale, lam = ctx.saved_tensors
+        x_codes, x_scale, weight, w_scale, lam = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         rows = gradients[0].flatten(0, -2)
         dx = dw = None
         if for_x:
-            dx = _input_gradient(rows, weight, w_codes, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
+            dx = _input_gradient(rows, weight, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
             x_scales = None if x_scale is None else x_scale.flatten(0, -2)
-            dw = _weight_gradient(rows, x_codes.flatten(0, -2), x_scales).float()
-        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 6
+            dw = _weight_gradient(rows, x_codes.flatten(0, -2), x_scales).to(weight.dtype)
+        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 5
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
@@ -104,62 +104,63 @@ def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
     return total.view(*x.codes.shape[:-1], -1)
 
 
-def _is_worth_integers(x_scale: Tensor, ternary: TernaryTensor) -> bool:
-    pieces = math.lcm(x_scale.shape[-1], ternary.scale.shape[-1])
-    return pieces == 1 or ternary.codes.shape[1] >= pieces * _SHORTEST_PIECE
+def _is_worth_integers(x_scale: Tensor, w_scale: Tensor, columns: int) -> bool:
+    pieces = math.lcm(x_scale.shape[-1], w_scale.shape[-1])
+    return pieces == 1 or columns >= pieces * _SHORTEST_PIECE
 
 
-def _input_gradient(
-    gradient: Tensor, weight: Tensor | None, codes: Tensor, scale: Tensor, lam: Tensor | None
-) -> Tensor:
+def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
     """Gradient (tokens, out) @ w' (out, in)."""
-    if weight is not None and lam is not None:
-        return cast(Tensor, _times_blend(gradient, weight, codes, scale, lam))
-    if scale.shape[-1] > 1:
-        return gradient @ TernaryTensor(codes, scale).dequantize().to(gradient.dtype)
-    return _times_codes((gradient * scale.view(1, -1)).to(gradient.dtype), codes)
+    if lam is None and scale.shape[-1] == 1:
+        gradient = (gradient * scale.view(1, -1)).to(gradient.dtype)
+    return cast(Tensor, _times_weight(gradient, weight, scale, lam))
 
 
 def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
     """Gradient (tokens, out), transposed, @ x' (tokens, in)."""
     if scale is None or scale.shape[-1] > 1:
         return gradient.t() @ _activations(codes, scale).to(gradient.dtype)
-    return _times_codes((gradient * scale).to(gradient.dtype).t(), codes)
+    return cast(Tensor, _times_codes((gradient * scale).to(gradient.dtype).t(), codes))
 
 
-# Operators of their own, whose inside a compiler does not see: it would keep the blend that the forward pass has made,
-# and all digits of a fixed-point matrix at once.
+# Operators of their own, whose inside a compiler does not see: it would keep the rounded weights of the forward pass
+# for the backward pass, and make all digits of a fixed-point matrix at once.
 
 
-@torch.library.custom_op("bitconvert::times_blend", mutates_args=())
-def _times_blend(gradient: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
-    return gradient @ _weights(weight, TernaryTensor(codes, scale), lam).to(gradient.dtype)
+@torch.library.custom_op("bitconvert::times_weight", mutates_args=())
+def _times_weight(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
+    """The product with w'; of codes with one scale a row it is made here, and ``gradient`` holds the scale already."""
+    codes = _codes(weight, scale)
+    if lam is None and scale.shape[-1] == 1:
+        return _product_with_codes(gradient, codes)
+    ternary = TernaryTensor(codes, scale)
+    return gradient @ (ternary.dequantize() if lam is None else _blend(weight, ternary, lam)).to(gradient.dtype)
 
 
-@_times_blend.register_fake
-def _(gradient: Tensor, _weight: Tensor, codes: Tensor, _scale: Tensor, _lam: Tensor) -> Tensor:
-    return gradient.new_empty(gradient.shape[0], codes.shape[1])
+@_times_weight.register_fake
+def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
+    return gradient.new_empty(gradient.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("bitconvert::fixed_point_product", mutates_args=())
-def _fixed_point_product(factor: Tensor, codes: Tensor) -> Tensor:
+@torch.library.custom_op("bitconvert::times_codes", mutates_args=())
+def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
+    return _product_with_codes(factor, codes)
+
+
+@_times_codes.register_fake
+def _(factor: Tensor, codes: Tensor) -> Tensor:
+    return factor.new_empty(factor.shape[0], codes.shape[1])
+
+
+def _product_with_codes(factor: Tensor, codes: Tensor) -> Tensor:
+    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
+    if factor.dtype != torch.float32 or factor.device.type != "cpu" or not _CPU_IS_FAST:
+        return factor @ codes.to(factor.dtype)
     result = factor.new_empty(factor.shape[0], codes.shape[1])
     for start in range(0, len(factor), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         _fixed_point_matmul(factor[rows], codes, out=result[rows])
     return result
-
-
-@_fixed_point_product.register_fake
-def _(factor: Tensor, codes: Tensor) -> Tensor:
-    return factor.new_empty(factor.shape[0], codes.shape[1])
-
-
-def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
-    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
-    if factor.dtype == torch.float32 and factor.device.type == "cpu" and _CPU_IS_FAST:
-        return cast(Tensor, _fixed_point_product(factor, codes))
-    return factor @ codes.to(factor.dtype)
 
 
 def _fixed_point_matmul(factor: Tensor, codes: Tensor, out: Tensor) -> None:
@@ -198,10 +199,13 @@ def _cuda_has_int8(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (7, 5)
 
 
-def _weights(weight: Tensor | None, ternary: TernaryTensor, lam: Tensor | None) -> Tensor:
-    """w': the ternary weight, or ``w + lam * (Q(w) - w)``, exact at both ends."""
-    if lam is None or weight is None:
-        return ternary.dequantize()
+def _codes(weight: Tensor, scale: Tensor) -> Tensor:
+    """Codes of a weight, or the codes that it already is."""
+    return weight if weight.dtype == torch.int8 else codes_of(weight, scale)
+
+
+def _blend(weight: Tensor, ternary: TernaryTensor, lam: Tensor) -> Tensor:
+    """``w + lam * (Q(w) - w)``, exact at both ends."""
     return torch.lerp(weight, ternary.dequantize().to(weight.dtype), lam.to(weight.dtype))
 
 

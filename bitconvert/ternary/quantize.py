@@ -7,6 +7,8 @@ scale.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ that is the shortest block of ggml."""
 
 INT8_MAX = 127
 
+_WEIGHTS_AT_ONCE = 2**18  # in float32 they and what is made of them stay in a core's cache
 _LLOYD_STEPS = 4  # each shrinks the distance to the optimum about 0.4-fold, where the error is flat anyway
 _GAUSSIAN_START = 1.534  # least-squares scale / absmean of a Gaussian: 1.2240 sigma / 0.7979 sigma
 
@@ -78,10 +81,45 @@ def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
     Raises:
         ValueError: the group size does not divide the row length.
     """
-    groups = _grouped(weight.detach().float(), scaling)
-    scale = scale_of(groups.abs(), scaling)
-    codes = _codes_of(groups, scale).to(torch.int8).view(weight.shape)
-    return TernaryTensor(codes, scale.reshape(scale_shape(weight.shape[0], weight.shape[1], scaling)))
+    scale = scale_of(weight, scaling)
+    return TernaryTensor(codes_of(weight, scale), scale)
+
+
+def scale_of(weight: Tensor, scaling: Scaling) -> Tensor:
+    """The scale of a weight, of ``scale_shape``: float32. It is estimated in a few passes over each block of rows."""
+    columns = weight.shape[-1]
+    if columns % (scaling.group_size or 1):
+        raise ValueError(f"rows of {columns} do not divide into groups of {scaling.group_size}")
+    blocks = [weight.detach()[rows] for rows in row_blocks(weight)]
+    if scaling.granularity == "tensor":
+        magnitudes = partial(map, lambda block: block.float().abs(), blocks)
+        return _estimate(magnitudes, weight.numel(), scaling.estimator, shared=True).view(1)
+    size = scaling.group_size or columns
+    groups = ((block.float().abs().view(-1, size),) for block in blocks)
+    scales = [_estimate(partial(iter, group), size, scaling.estimator, shared=False) for group in groups]
+    return torch.cat(scales).view(scale_shape(len(weight), columns, scaling))
+
+
+def codes_of(weight: Tensor, scale: Tensor) -> Tensor:
+    """The codes of a weight under its scale: int8, shape (out, in)."""
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for rows in row_blocks(weight):
+        of_rows = scale if scale.dim() == 1 else scale[rows]
+        groups = weight.detach()[rows].float().view(-1, weight.shape[1] // scale.shape[-1])
+        codes[rows] = (groups / of_rows.view(-1, 1)).round_().clamp_(-1, 1).view(-1, weight.shape[1])
+    return codes
+
+
+def row_blocks(weight: Tensor) -> Iterator[slice]:
+    """Consecutive rows to work on at once: on a CPU as many as its cache holds; all, elsewhere and for a compiler.
+
+    Never one row alone, if there are more: torch may sum that in another order, depending on the threads it has.
+    """
+    rows, columns = weight.shape
+    whole = weight.device.type != "cpu" or torch.compiler.is_compiling()
+    step = rows + 1 if whole else max(2, _WEIGHTS_AT_ONCE // max(1, columns))
+    starts = range(0, max(1, rows - 1), step)
+    return (slice(begin, end) for begin, end in zip(starts, (*starts[1:], rows), strict=True))
 
 
 def quantize_int8(x: Tensor, block: int | None = None) -> Int8Tensor:
@@ -132,38 +170,47 @@ def _grouped(weight: Tensor, scaling: Scaling) -> Tensor:
     return weight.reshape(-1, size)
 
 
-def scale_of(magnitude: Tensor, scaling: Scaling) -> Tensor:
-    """One scale per group of magnitudes: (groups, members) -> (groups, 1), float32."""
-    estimate = estimated_scale(magnitude, scaling)
-    # A group that already is ternary keeps its scale: estimating again would shrink it to its density. The sum of
+def _estimate(blocks: Callable[[], Iterable[Tensor]], members: int, estimator: str, *, shared: bool) -> Tensor:
+    """Scales of the rows of some blocks of magnitudes, or the one that all rows share: (groups, 1), float32.
+
+    Args:
+        blocks: gives the magnitudes, float32, as often as it is asked.
+        members: how many magnitudes have a scale in common.
+        estimator: as ``Scaling`` names it.
+        shared: whether all rows have one scale, or each its own.
+    """
+
+    def joined(parts: Iterable[Tensor]) -> Tensor:
+        each = torch.cat(list(parts))
+        return each.sum(dim=0, keepdim=True) if shared else each
+
+    sums, maxima = zip(*((m.sum(-1, keepdim=True), m.amax(-1, keepdim=True)) for m in blocks()), strict=True)
+    mean = (joined(sums) / members).clamp_(min=SMALLEST_SCALE)
+    scale = mean if estimator == "absmean" else _least_squares(blocks, mean, joined)
+    # What already is ternary keeps its scale: estimating again would shrink it to its density. The sum of
     # m * (max - m) is 0 exactly when every magnitude is 0 or the largest.
-    largest = magnitude.amax(dim=-1, keepdim=True)
-    already_ternary = ((largest - magnitude).mul_(magnitude).sum(dim=-1, keepdim=True) == 0) & (largest > 0)
-    return torch.where(already_ternary, largest, estimate)
+    largest = torch.cat(maxima).amax(dim=0, keepdim=True) if shared else torch.cat(maxima)
+    between = joined((largest - m).mul_(m).sum(-1, keepdim=True) for m in blocks())
+    return torch.where((between == 0) & (largest > 0), largest, scale)
 
 
-def estimated_scale(magnitude: Tensor, scaling: Scaling) -> Tensor:
-    """The same for groups of which none is ternary already."""
-    return _absmean(magnitude) if scaling.estimator == "absmean" else _least_squares(magnitude)
-
-
-def _absmean(magnitude: Tensor) -> Tensor:
-    return magnitude.mean(dim=-1, keepdim=True).clamp(min=SMALLEST_SCALE)
-
-
-def _least_squares(magnitude: Tensor) -> Tensor:
+def _least_squares(
+    blocks: Callable[[], Iterable[Tensor]], mean: Tensor, joined: Callable[[Iterable[Tensor]], Tensor]
+) -> Tensor:
     """The scale s that minimizes ||w - s * round(w / s)||^2, by Lloyd's iteration.
 
     For fixed codes the best s is the mean magnitude of the nonzero ones; for fixed s the codes round at s / 2. Both
     steps only lower the error, and from the Gaussian optimum a few of them settle on trained weights.
     """
-    scale = _GAUSSIAN_START * _absmean(magnitude)
+    scale = _GAUSSIAN_START * mean
     for _ in range(_LLOYD_STEPS):
-        kept = (magnitude > scale / 2).to(magnitude.dtype)
-        mean = torch.linalg.vecdot(kept, magnitude).unsqueeze(-1) / kept.sum(dim=-1, keepdim=True).clamp(min=1)
-        scale = mean.clamp(min=SMALLEST_SCALE)
+        sums, counts = zip(*(_sum_above(scale / 2, m) for m in blocks()), strict=True)
+        scale = (joined(sums) / joined(counts).clamp_(min=1)).clamp_(min=SMALLEST_SCALE)
     return scale
 
 
-def _codes_of(groups: Tensor, scale: Tensor) -> Tensor:
-    return (groups / scale).round_().clamp_(-1, 1)
+def _sum_above(threshold: Tensor, magnitudes: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number, in each row, of the magnitudes above a threshold."""
+    above = (magnitudes - threshold).sign_().clamp_(min=0)  # several times as fast as a comparison
+    count = above.sum(-1, keepdim=True)
+    return above.mul_(magnitudes).sum(-1, keepdim=True), count
