@@ -28,7 +28,7 @@ _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_
 _LARGEST_FIXED = 127 * 256**2
 """Fixed point ends here, so that rounding to three digits of -128 to 127 never carries the first one past 127."""
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 128
 """Rows that are taken apart into digits together; their temporaries stay in the cache, and small."""
 
 _SHORTEST_PIECE = 64
@@ -109,65 +109,60 @@ def _is_worth_integers(x_scale: Tensor, w_scale: Tensor, columns: int) -> bool:
     return pieces == 1 or columns >= pieces * _SHORTEST_PIECE
 
 
-def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
-    """Gradient (tokens, out) @ w' (out, in)."""
-    if lam is None and scale.shape[-1] == 1:
-        gradient = (gradient * scale.view(1, -1)).to(gradient.dtype)
-    return cast(Tensor, _times_weight(gradient, weight, scale, lam))
-
-
 def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> Tensor:
     """Gradient (tokens, out), transposed, @ x' (tokens, in)."""
-    if scale is None or scale.shape[-1] > 1:
-        return gradient.t() @ _activations(codes, scale).to(gradient.dtype)
-    return cast(Tensor, _times_codes((gradient * scale).to(gradient.dtype).t(), codes))
+    if scale is not None and scale.shape[-1] == 1 and _has_exact_integers(gradient):
+        return cast(Tensor, _fixed_point_product(gradient.t(), scale.view(1, -1), codes))
+    return gradient.t() @ _activations(codes, scale).to(gradient.dtype)
 
 
 # Operators of their own, whose inside a compiler does not see: it would keep the rounded weights of the forward pass
 # for the backward pass, and make all digits of a fixed-point matrix at once.
 
 
-@torch.library.custom_op("bitconvert::times_weight", mutates_args=())
-def _times_weight(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
-    """The product with w'; of codes with one scale a row it is made here, and ``gradient`` holds the scale already."""
-    codes = _codes(weight, scale)
-    if lam is None and scale.shape[-1] == 1:
-        return _product_with_codes(gradient, codes)
-    ternary = TernaryTensor(codes, scale)
+@torch.library.custom_op("bitconvert::input_gradient", mutates_args=())
+def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
+    """Gradient (tokens, out) @ w' (out, in)."""
+    ternary = TernaryTensor(_codes(weight, scale), scale)
+    if lam is None and scale.shape[-1] == 1 and _has_exact_integers(gradient):
+        return _by_blocks(gradient, scale.view(1, -1), ternary.codes)
     return gradient @ (ternary.dequantize() if lam is None else _blend(weight, ternary, lam)).to(gradient.dtype)
 
 
-@_times_weight.register_fake
+@_input_gradient.register_fake
 def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
     return gradient.new_empty(gradient.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("bitconvert::times_codes", mutates_args=())
-def _times_codes(factor: Tensor, codes: Tensor) -> Tensor:
-    return _product_with_codes(factor, codes)
+@torch.library.custom_op("bitconvert::fixed_point_product", mutates_args=())
+def _fixed_point_product(factor: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
+    return _by_blocks(factor, scale, codes)
 
 
-@_times_codes.register_fake
-def _(factor: Tensor, codes: Tensor) -> Tensor:
+@_fixed_point_product.register_fake
+def _(factor: Tensor, _scale: Tensor, codes: Tensor) -> Tensor:
     return factor.new_empty(factor.shape[0], codes.shape[1])
 
 
-def _product_with_codes(factor: Tensor, codes: Tensor) -> Tensor:
-    """A float matrix (rows, n) times int8 codes (n, columns), in the float's dtype."""
-    if factor.dtype != torch.float32 or factor.device.type != "cpu" or not _CPU_IS_FAST:
-        return factor @ codes.to(factor.dtype)
+def _has_exact_integers(gradient: Tensor) -> bool:
+    """Whether a product of integers is as exact as one in the gradient's dtype, and faster."""
+    return gradient.dtype == torch.float32 and gradient.device.type == "cpu" and _CPU_IS_FAST
+
+
+def _by_blocks(factor: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
+    """``(factor * scale) @ codes`` of float32 (rows, n), float32 (1, n) or (1, 1), and int8 (n, columns)."""
     result = factor.new_empty(factor.shape[0], codes.shape[1])
     for start in range(0, len(factor), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        _fixed_point_matmul(factor[rows], codes, out=result[rows])
+        _fixed_point_matmul(factor[rows] * scale, codes, out=result[rows])
     return result
 
 
 def _fixed_point_matmul(factor: Tensor, codes: Tensor, out: Tensor) -> None:
-    """The product of a float32 matrix and int8 codes, the floats as 24-bit numbers of three int8 digits."""
+    """The product of a float32 matrix, which is used up, and int8 codes: the floats as numbers of three int8 digits."""
     largest = torch.maximum(factor.amax(dim=1, keepdim=True), -factor.amin(dim=1, keepdim=True))
     step = largest.clamp_(min=torch.finfo(torch.float32).tiny * _LARGEST_FIXED) / _LARGEST_FIXED
-    low, middle, high = torch._int_mm(_digits((factor / step).round_().to(torch.int32)), codes).chunk(3)
+    low, middle, high = torch._int_mm(_digits(factor.div_(step).round_().to(torch.int32)), codes).chunk(3)
     out.copy_(low).div_(256).add_(middle).div_(256).add_(high).mul_(step * 256**2)
 
 
