@@ -458,3 +458,12 @@ def test_a_config_that_promises_a_giant_allocates_nothing(tmp_path: Path, latent
         damaged.write_bytes(content[:at] + struct.pack("<I", value) + content[at + 4 :])
         with pytest.raises(BitconvertError, match=told):
             open_checkpoint(str(damaged)).load()
+
+
+def test_a_weight_that_is_not_ternary_is_told_where_the_file_says_it_is(tmp_path: Path, latent: Path) -> None:
+    path = Path(pack_one(latent, "q8_0", tmp_path).path)
+    raw = bytearray(path.read_bytes())
+    raw[open_gguf(path).tensors["blk.1.ffn_up.weight"].data_offset + 2] = 5  # the first number behind a block's scale
+    path.write_bytes(raw)
+    with pytest.raises(BitconvertError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight is not ternary"):
+        open_checkpoint(str(path)).load()
