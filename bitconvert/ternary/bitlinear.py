@@ -65,7 +65,7 @@ class _LastRounded:
     """The activations that were rounded last: q, k and v round the same ones, and so do gate and up."""
 
     def __init__(self) -> None:
-        self._of: Callable[[], Tensor | None] = lambda: None  # weakly: it must not keep them alive
+        self._of: Callable[[], Tensor | None] = lambda: None  # a weak reference, which does not keep them alive
         self._under: tuple[object, ...] = ()
         self._rounded: tuple[Tensor, Tensor | None] | None = None
 
@@ -117,7 +117,7 @@ class BitLinear(nn.Linear):
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self.activation_block: int | None = None
-        self._estimated_of: tuple[int, int] | None = None
+        self._estimated_of: tuple[Callable[[], Tensor | None], int] = lambda: None, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
@@ -136,11 +136,12 @@ class BitLinear(nn.Linear):
     @torch.no_grad()
     def refresh(self) -> None:
         """Estimate the scale again if the weight has changed; a change through ``weight.data`` is not noticed."""
-        if self.weight is None or self._estimated_of == (state := (id(self.weight), self.weight._version)):
+        of, version = self._estimated_of
+        if self.weight is None or (of() is self.weight and version == self.weight._version):
             return
         scale = scale_of(self.weight, self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
-        self._estimated_of = state
+        self._estimated_of = weakref.ref(self.weight), self.weight._version
 
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""

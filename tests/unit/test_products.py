@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -178,6 +179,23 @@ def test_a_scale_is_estimated_once_for_all_micro_steps(monkeypatch: pytest.Monke
         assert len(estimated) == step + 2
         assert torch.equal(layer.scale, ternarize(layer.weight, layer.scaling).scale)
         assert not torch.equal(layer.scale, before)
+
+
+def test_another_weight_is_rounded_anew() -> None:
+    layer, x = layer_of(96, 256, Scaling(), (1, 1)), activations(5, 256)
+    layer(x)
+    for seed in range(2, 40, 2):  # soon one has the address of one before
+        other = layer_of(96, 256, Scaling(), (1, 1), seed)
+        layer.weight, layer.bias = other.weight, other.bias
+        expected = other(x)
+        del other
+        assert torch.equal(layer(x), expected)
+        twin = copy.deepcopy(layer)
+        with torch.no_grad():
+            twin.weight.mul_(2)
+            twin.bias.mul_(2)
+        torch.testing.assert_close(twin(x), 2 * expected)
+        assert torch.equal(layer(x), expected)
 
 
 def test_a_loaded_weight_is_rounded_anew() -> None:
