@@ -50,8 +50,8 @@ class LambdaRamp(_Section):
 
     curve: Literal["linear", "cosine", "exponential", "sigmoid", "instant"] = "linear"
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
-    activations_reach_one_at: float | None = Field(
-        None, ge=0.0, le=1.0, description="the same for λ of the activations; none: with the weights"
+    activations_reach_one_at: float = Field(
+        0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
     )
 
 

@@ -334,7 +334,7 @@ def last_checkpoint(run_directory: Path) -> Path | None:
 
 def lambdas_at(t: float, ramp: LambdaRamp) -> tuple[float, float]:
     """λ of the weights and of the activations at progress t."""
-    of_activations = ramp.reach_one_at if ramp.activations_reach_one_at is None else ramp.activations_reach_one_at
+    of_activations = min(ramp.activations_reach_one_at, ramp.reach_one_at)
     return lambda_at(t, ramp.curve, ramp.reach_one_at), lambda_at(t, ramp.curve, of_activations)
 
 
