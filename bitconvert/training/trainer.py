@@ -34,6 +34,7 @@ from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
+from bitconvert.training.optimizers import make_optimizer
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
@@ -173,20 +174,9 @@ class WarmupTrainer(Trainer):
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; matrices decay, vectors (norms, biases) do not."""
+        """The recipe's."""
         if self.optimizer is None:
-            parameters = [p for p in (model or self._student).parameters() if p.requires_grad]
-            options = self.recipe.optimizer
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": [p for p in parameters if p.ndim >= 2], "decays": True},
-                    {"params": [p for p in parameters if p.ndim < 2], "decays": False},
-                ],
-                lr=options.lr,
-                betas=options.betas,
-                eps=options.eps,
-                weight_decay=0.0,
-            )
+            self.optimizer = make_optimizer((model or self._student).parameters(), self.recipe.optimizer)
         return self.optimizer
 
     def create_scheduler(
@@ -342,13 +332,18 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     """What Trainer has to know of a recipe.
 
     Raises:
-        UsageError: it is one of several processes, asks for bf16 in vain, or a tracker's package is missing.
+        UsageError: it is one of several processes, asks for bf16 in vain, or the package of its optimizer or of a
+            tracker is missing.
     """
     options = recipe.training
+    if recipe.optimizer.name == "adamw8bit":
+        _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
     if options.precision == "bf16" and not _can_bf16():
         raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
+    for tracker in options.trackers:
+        _require(tracker, f"training.trackers: {tracker}")
     arguments = TrainingArguments(
         output_dir=str(run_directory / CHECKPOINTS),
         max_steps=options.steps,
@@ -370,7 +365,7 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         save_strategy="steps",
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
-        report_to=[_installed(tracker) for tracker in options.trackers] or "none",
+        report_to=list(options.trackers) or "none",
         use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
@@ -382,10 +377,9 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     return arguments
 
 
-def _installed(tracker: str) -> str:
-    if importlib.util.find_spec(tracker) is None:
-        raise UsageError(f"training.trackers: {tracker} is not installed", f"pip install {tracker}")
-    return tracker
+def _require(package: str, wanted_by: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{wanted_by} is not installed", f"pip install {package}")
 
 
 def uses_bf16(recipe: Recipe) -> bool:
