@@ -158,18 +158,19 @@ class Recipe(_Section):
         return text
 
 
-def load_recipe(name: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | None = None, overrides: Iterable[str] = (), beneath: Recipe | None = None) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
         name: a shipped recipe's name, a YAML file, or None for the defaults.
         overrides: ``section.key=value``, each value read as YAML.
+        beneath: a recipe to start from instead of a named one.
 
     Raises:
         UsageError: naming every problem at once.
     """
     path = recipe_path(name) if name else None
-    values = _read_yaml(path) if path else {}
+    values = _read_yaml(path) if path else beneath.model_dump(mode="json") if beneath else {}
     for override in overrides:
         _apply(values, override)
     try:

@@ -41,11 +41,13 @@ def _adamw8bit(groups: _Groups, options: Options) -> Optimizer:
 
 
 def _adafactor(groups: _Groups, options: Options) -> Optimizer:
-    """No first moment, and of a matrix's second one the row and column means alone (Shazeer and Stern, arXiv 1804.04235).
+    """No first moment, and of a matrix's second one the means of rows and columns (Shazeer, Stern, arXiv 1804.04235).
 
     Neither scaled by the weights nor by a schedule of its own, so that the recipe's rate means what it means to AdamW.
     """
-    return Adafactor(groups, lr=options.lr, scale_parameter=False, relative_step=False, weight_decay=0.0)
+    return Adafactor(  # type: ignore[no-untyped-call]
+        groups, lr=options.lr, scale_parameter=False, relative_step=False, weight_decay=0.0
+    )
 
 
 _MAKERS: dict[str, Callable[[_Groups, Options], Optimizer]] = {

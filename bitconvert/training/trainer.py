@@ -57,6 +57,7 @@ class WarmupTrainer(Trainer):
         windows: training windows in their final order, as many as the run needs.
         held_out: windows to measure on, always at λ = 1.
         reporter: where the numbers go.
+        bf16: whether the forward runs under bf16 autocast; None for what the recipe means on this machine.
     """
 
     def __init__(
@@ -69,14 +70,17 @@ class WarmupTrainer(Trainer):
         windows: Dataset[dict[str, Tensor]],
         held_out: Dataset[dict[str, Tensor]],
         reporter: Reporter,
+        bf16: bool | None = None,
     ) -> None:
         super().__init__(
             student,
-            training_arguments(recipe, run_directory),
+            training_arguments(recipe, run_directory, bf16),
             train_dataset=windows,
             eval_dataset=held_out,
             callbacks=[_Progress(self)],
         )
+        if recipe.training.activation_checkpointing:
+            student.activation_checkpointing_enable({"use_reentrant": False})
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = (
             True  # our loss divides by num_items_in_batch, so Trainer must not divide again
@@ -328,8 +332,8 @@ def last_checkpoint(run_directory: Path) -> Path | None:
     return Path(found) if found else None
 
 
-def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments:
-    """What Trainer has to know of a recipe.
+def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = None) -> TrainingArguments:
+    """What Trainer has to know of a recipe; with ``bf16`` given, whatever this machine can do.
 
     Raises:
         UsageError: it is one of several processes, asks for bf16 in vain, or the package of its optimizer or of a
@@ -340,7 +344,7 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
-    if options.precision == "bf16" and not _can_bf16():
+    if bf16 is None and options.precision == "bf16" and not _can_bf16():
         raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
     for tracker in options.trackers:
         _require(tracker, f"training.trackers: {tracker}")
@@ -351,9 +355,8 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=uses_bf16(recipe),
-        activation_checkpointing=options.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        bf16=uses_bf16(recipe) if bf16 is None else bf16,
+        use_cpu=bf16 is not None and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
         torch_compile=options.compile,
         train_sampling_strategy="sequential",
         logging_strategy="steps",

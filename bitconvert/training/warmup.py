@@ -25,7 +25,6 @@ from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -38,8 +37,8 @@ from bitconvert.training.data import (
     split_held_out,
     tokenize,
 )
-from bitconvert.training.plan import is_trained_on, require_trainable
 from bitconvert.training.plot import plot_metrics
+from bitconvert.training.student import is_trained_on, make_student, require_trainable
 from bitconvert.training.trainer import METRICS, TRACKED, WarmupTrainer, last_checkpoint
 
 RECIPE = "recipe.yaml"
@@ -84,13 +83,15 @@ def _run(
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
     teacher = checkpoint.load_latent()
-    student, lam = _student(teacher, checkpoint, recipe)
+    student = copy.deepcopy(teacher)
+    lam = make_student(student, checkpoint, recipe)
 
     tokens = _training_tokens(teacher, tokenizer, recipe, reporter)
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, order, held_out, reporter)
+    del teacher  # the trainer keeps it, if the loss has a use for it
     _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
@@ -194,26 +195,6 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
     with atomic_directory(run_directory) as directory:
         (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
-
-
-def _student(teacher: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
-    student = copy.deepcopy(teacher)
-    if recipe.control:
-        return student, Lambda()
-    names = checkpoint.family.ternary_modules(name for name, _ in student.named_modules())
-    _check_groups(student, names, recipe)
-    return student, insert_bitlinear(student, names, recipe.scaling)
-
-
-def _check_groups(student: PreTrainedModel, names: list[str], recipe: Recipe) -> None:
-    size = recipe.scaling.group_size
-    for name in names:
-        columns = int(student.get_submodule(name).in_features)  # type: ignore[arg-type]
-        if size and columns % size:
-            raise UsageError(
-                f"scaling.granularity: rows of {columns} ({name}) do not divide into groups of {size}",
-                "choose a divisor, or row, or tensor",
-            )
 
 
 def _training_tokens(
