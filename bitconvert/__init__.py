@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bitconvert.report import Silent
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
+    from bitconvert.training.plan import plan_warmup
     from bitconvert.training.warmup import warmup
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "load_recipe": "bitconvert.recipe",
     "open_checkpoint": "bitconvert.models.checkpoint",
     "pack": "bitconvert.packing.pack",
+    "plan_warmup": "bitconvert.training.plan",
     "ternarize": "bitconvert.ternary.quantize",
     "unpack": "bitconvert.packing.unpack",
     "warmup": "bitconvert.training.warmup",
@@ -55,6 +57,7 @@ __all__ = [
     "load_recipe",
     "open_checkpoint",
     "pack",
+    "plan_warmup",
     "ternarize",
     "unpack",
     "warmup",

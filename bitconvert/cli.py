@@ -104,7 +104,6 @@ def warmup(
         list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, load no weights.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train linear layers down to {-1, 0, +1}, the original as teacher."""
@@ -119,18 +118,40 @@ def warmup(
     output = output or _default_output(model)
 
     from bitconvert import ui
-    from bitconvert.training.plan import plan_warmup
     from bitconvert.training.warmup import warmup as run
 
     with ui.progress() as reporter:
         _warn_of_formats(model, resolved, reporter)
-        if not dry_run:
-            report = run(model, output, resolved, resume=resume, reporter=reporter)
-    if dry_run:
-        plan = plan_warmup(model, resolved)
-        _print_json(plan) if as_json else ui.show_plan(plan, resolved.to_yaml())
-    else:
-        _print_json(report) if as_json else ui.show_warmup(report)
+        report = run(model, output, resolved, resume=resume, reporter=reporter)
+    _print_json(report) if as_json else ui.show_warmup(report)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="The original, as warmup takes it.")],
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Text, as warmup takes it. Repeatable.")] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe's key. Repeatable.")] = None,
+    gpus: Annotated[
+        list[str] | None, typer.Option("--gpu", help="Foresee it for this GPU too: rtx-4090, h100 … Repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Foresee memory, time and disk of a warmup, here and on named GPUs; no weight is loaded."""
+    from bitconvert.training.gpus import gpu_of
+
+    resolved = _resolve(recipe, data, held_out, overrides)
+    locate(model)
+    devices = [gpu_of(name) for name in gpus or ()]
+
+    from bitconvert import ui
+    from bitconvert.training.plan import plan_warmup
+
+    with ui.progress() as reporter:
+        _warn_of_formats(model, resolved, reporter)
+        report = plan_warmup(model, resolved, devices, reporter=reporter)
+    _print_json(report) if as_json else ui.show_plan(report)
 
 
 @app.command()

@@ -73,8 +73,12 @@ class Distillation(_Section):
 
 
 class Optimizer(_Section):
-    """AdamW, and how its learning rate and weight decay move."""
+    """Which optimizer, and how its learning rate and weight decay move."""
 
+    name: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+        "adamw",
+        description="bytes kept beside a weight: adamw 8; adamw8bit 2, needs bitsandbytes; adafactor almost none",
+    )
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "linear", "two_stage"] = "cosine"
     lr_warmup: float = Field(0.08, ge=0.0, lt=1.0, description="share of the training over which the rate rises")
@@ -83,8 +87,10 @@ class Optimizer(_Section):
     )
     weight_decay: float = Field(0.0, ge=0.0)
     weight_decay_schedule: Literal["constant", "two_stage"] = "constant"
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0.0)
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+        (0.9, 0.95), description="of both AdamWs; adafactor has none"
+    )
+    eps: float = Field(1e-8, gt=0.0, description="of both AdamWs")
     max_grad_norm: float = Field(1.0, gt=0.0)
 
 
@@ -158,18 +164,19 @@ class Recipe(_Section):
         return text
 
 
-def load_recipe(name: str | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str | None = None, overrides: Iterable[str] = (), beneath: Recipe | None = None) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
         name: a shipped recipe's name, a YAML file, or None for the defaults.
         overrides: ``section.key=value``, each value read as YAML.
+        beneath: a recipe to start from instead of a named one.
 
     Raises:
         UsageError: naming every problem at once.
     """
     path = recipe_path(name) if name else None
-    values = _read_yaml(path) if path else {}
+    values = _read_yaml(path) if path else beneath.model_dump(mode="json") if beneath else {}
     for override in overrides:
         _apply(values, override)
     try:

@@ -20,6 +20,7 @@ from rich.text import Text
 from bitconvert.errors import BitconvertError
 from bitconvert.report import (
     EvalReport,
+    Forecast,
     InspectReport,
     PackReport,
     Reporter,
@@ -186,15 +187,54 @@ def show_warmup(report: WarmupReport) -> None:
     )
 
 
-def show_plan(plan: WarmupPlan, recipe: str) -> None:
-    """What a warmup would do."""
+def show_plan(plan: WarmupPlan) -> None:
+    """What a warmup would do and take."""
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"{plan.model} ({plan.architecture}, {plan.parameters:,} parameters)")
-    table.add_row("becomes ternary", f"{plan.ternary_modules} linears, {plan.ternary_parameters:,} parameters")
-    table.add_row("training", f"{plan.steps:,} steps, {plan.tokens:,} tokens, {plan.accumulation} micro-batches a step")
-    table.add_row("memory, without activations", _bytes(plan.memory_bytes))
+    table.add_row(
+        "becomes ternary",
+        f"{plan.ternary_modules} linears, {plan.ternary_parameters:,} parameters "
+        f"({plan.ternary_parameters / plan.parameters:.1%})",
+    )
+    by_phase = ", ".join(f"{steps:,} of {name}" for name, steps in plan.steps_by_phase.items())
+    table.add_row("steps", f"{plan.steps:,} ({by_phase})")
+    table.add_row("tokens", f"{plan.tokens:,}; {plan.accumulation} micro-batches a step")
+    table.add_row("disk", _bytes(plan.disk_bytes))
     _stdout.print(table)
-    show_text(f"\n{recipe.rstrip()}")
+    _stdout.print()
+    _stdout.print(_forecast_table(plan.forecasts))
+    for forecast in plan.forecasts:
+        _show_remedies(forecast)
+    for note in plan.notes:
+        show_text(f"\n{note}" if note is plan.notes[0] else note)
+
+
+def _forecast_table(forecasts: list[Forecast]) -> Table:
+    """A column for each device: memory by kind, time by kind."""
+    table = _table("at the peak of memory", *(forecast.device for forecast in forecasts))
+    for kind in dict.fromkeys(kind for forecast in forecasts for kind in forecast.memory):
+        table.add_row(f"  {kind}", *(_bytes(f.memory[kind]) if kind in f.memory else "" for f in forecasts))
+    table.add_row("memory", *(Text(_bytes(f.peak_bytes), "bold" if f.fits else "bold red") for f in forecasts))
+    table.add_row("  of", *(_bytes(f.capacity_bytes) + ("" if f.fits else ": too little") for f in forecasts))
+    for kind in dict.fromkeys(kind for forecast in forecasts for kind in forecast.seconds):
+        table.add_row(f"  {kind}", *(_span(f.seconds[kind]) if kind in f.seconds else "" for f in forecasts))
+    table.add_row("time", *(Text(_forecast_time(f), "bold") for f in forecasts))
+    return table
+
+
+def _forecast_time(forecast: Forecast) -> str:
+    if forecast.total_seconds is None:
+        return "not measured"
+    return _span(forecast.total_seconds) + ("" if forecast.measured else " (estimate)")
+
+
+def _show_remedies(forecast: Forecast) -> None:
+    if forecast.fits:
+        return
+    if not forecast.remedies:
+        show_text(f"{forecast.device}: no option of the recipe makes it fit")
+    for change, nbytes in forecast.remedies.items():
+        show_text(f"{forecast.device}: fits with {change} ({_bytes(nbytes)})")
 
 
 def show_pack(report: PackReport) -> None:
@@ -324,6 +364,10 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count} bytes"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else _duration(seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -1,94 +1,250 @@
-"""``--dry-run``: what a warmup would do and need, from the config alone."""
+"""``bitconvert plan``: what a warmup would do, and how much memory, time and disk it takes, here and on named GPUs."""
 
 from __future__ import annotations
 
-from functools import reduce
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from bitconvert.errors import BitconvertError
+import torch
+from torch import nn
+
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
-from bitconvert.recipe import Recipe
-from bitconvert.report import WarmupPlan
-from bitconvert.training.trainer import uses_bf16
+from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.report import Forecast, Reporter, WarmupPlan
+from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
+from bitconvert.training.rehearsal import Account, account, phases, timing
+from bitconvert.training.student import is_trained_on, require_trainable
+from bitconvert.training.teacher import has_teacher
 
-_LATENT_BYTES = 4 + 4 + 8  # float32 latent and gradient, two float32 moments of AdamW
-_LOGIT_COPIES = 9  # float32 tensors of the logits' size at the peak of the backward pass, measured with KL and CE
+_PROGRAM, _ALLOCATOR = "program", "allocator"
+_UPDATES, _EVALUATIONS, _CHECKPOINTS = "optimizer", "evaluations", "checkpoints"
+
+_TOUCHED_LATER = 60 * 2**20  # pages of libraries, tokenizer and text that a process touches once it trains
+_NOT_RETURNED = 0.08  # of the tensors' memory: freed pieces that an allocator holds, and kernels' scratch (measured)
+
+_BYTES_SAVED_PER_SECOND = 1e9  # assumed beside a GPU
+
+_SAVINGS = (
+    ("training.micro_batch_size=1",),
+    ("distill.cache=true",),
+    ("training.activation_checkpointing=true",),
+    ("distill.teacher_offload=true",),
+    ("optimizer.name=adamw8bit",),
+    ("optimizer.name=adafactor",),
+    ("training.micro_batch_size=1", "training.activation_checkpointing=true"),
+    (
+        "training.micro_batch_size=1",
+        "distill.cache=true",
+        "training.activation_checkpointing=true",
+        "optimizer.name=adafactor",
+    ),
+)
+"""What is tried where a training does not fit, what costs least first."""
 
 
-def plan_warmup(model: str, recipe: Recipe) -> WarmupPlan:
+def plan_warmup(
+    model: str,
+    recipe: Recipe,
+    gpus: Sequence[Gpu] = (),
+    *,
+    reporter: Reporter,
+    clock: Callable[[], float] = time.perf_counter,
+) -> WarmupPlan:
     """Foresee a warmup without loading a weight.
+
+    Memory is counted in a rehearsal with the real trainer on fake tensors. The time of this machine is measured on a
+    few layers, that of other GPUs estimated from the counted work.
+
+    Args:
+        model: hub id, Hugging Face directory or GGUF file.
+        recipe: resolved options.
+        gpus: other devices to foresee it for (``gpu_of`` knows them by name).
+        reporter: receives the stages.
+        clock: seconds by which this machine is measured.
 
     Raises:
         BitconvertError: the model cannot be opened, or is not one to train.
     """
     checkpoint = open_checkpoint(model)
     require_trainable(checkpoint, recipe)
-    skeleton = checkpoint.skeleton()
+    forecaster = _Forecaster(checkpoint, recipe, reporter)
+    forecasts = [forecaster.here(clock), *map(forecaster.on, gpus)]
+
+    skeleton, options = checkpoint.skeleton(), recipe.training
     names = checkpoint.family.ternary_modules(name for name, _ in skeleton.named_modules())
-    parameters = sum(p.numel() for p in skeleton.parameters())
-    options = recipe.training
     return WarmupPlan(
         model=model,
         architecture=checkpoint.family.model_type,
-        parameters=parameters,
+        parameters=_count(skeleton),
         ternary_parameters=sum(skeleton.get_parameter(f"{name}.weight").numel() for name in names),
         ternary_modules=len(names),
         steps=options.steps,
+        steps_by_phase={phase.name: phase.steps for phase in phases(recipe)},
         tokens=options.steps * options.batch_size * options.context,
-        accumulation=options.batch_size // options.micro_batch_size,
-        memory_bytes=_memory(parameters, checkpoint.complete.vocab_size, recipe),
+        accumulation=_accumulation(recipe),
+        disk_bytes=(options.keep_checkpoints + 1) * forecaster.checkpoint_bytes + 4 * _count(skeleton),
+        forecasts=forecasts,
+        notes=list(_notes(recipe, forecasts)),
         recipe=recipe.model_dump(mode="json"),
     )
 
 
-def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse a model that a recipe cannot train, as far as its config tells.
+class _Forecaster:
+    """Memory and time of one recipe, device by device."""
 
-    Raises:
-        BitconvertError: it is ternary already, and the recipe would not train it on as that.
-        UsageError: its context is shorter than the recipe's windows.
-    """
-    if is_trained_on(checkpoint):
-        _require_trained_on(checkpoint, recipe)
-    checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, reporter: Reporter) -> None:
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+        self._reporter = reporter
+        self._program = CONTEXT_BYTES if torch.cuda.is_available() else _resident_bytes() + _TOUCHED_LATER
+        self._accounts: dict[tuple[bool | None, tuple[str, ...]], Account] = {}
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint."""
+        return self._account(None).checkpoint_bytes
+
+    def here(self, clock: Callable[[], float]) -> Forecast:
+        """On this machine; on its GPU if there is one."""
+        memory, capacity = self._memory(None, self._program), _free_bytes()
+        fits = sum(memory.values()) <= capacity
+        return Forecast(
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"this machine, {_cpus()}",
+            memory=memory,
+            capacity_bytes=capacity,
+            seconds=self._measured(clock) if fits else {},
+            measured=True,
+            remedies={} if fits else self._remedies(None, self._program, capacity),
+        )
+
+    def on(self, gpu: Gpu) -> Forecast:
+        """On a GPU that is not here."""
+        bf16 = self._recipe.training.precision != "float32"
+        memory, capacity = self._memory(bf16, CONTEXT_BYTES), gpu.memory * 2**30
+        fits = sum(memory.values()) <= capacity
+        return Forecast(
+            device=gpu.name,
+            memory=memory,
+            capacity_bytes=capacity,
+            seconds=self._estimated(gpu, self._account(bf16)),
+            measured=False,
+            remedies={} if fits else self._remedies(bf16, CONTEXT_BYTES, capacity),
+        )
+
+    def _memory(self, bf16: bool | None, program: int, overrides: tuple[str, ...] = ()) -> dict[str, int]:
+        tensors = self._account(bf16, overrides).peak
+        return {_PROGRAM: program, **tensors, _ALLOCATOR: round(_NOT_RETURNED * sum(tensors.values()))}
+
+    def _account(self, bf16: bool | None, overrides: tuple[str, ...] = ()) -> Account:
+        if (bf16, overrides) not in self._accounts:
+            self._reporter.stage(f"counting memory{''.join(f' with {override}' for override in overrides)}")
+            self._accounts[bf16, overrides] = account(self._checkpoint, _changed(self._recipe, overrides), bf16)
+        return self._accounts[bf16, overrides]
+
+    def _remedies(self, bf16: bool | None, program: int, capacity: int) -> dict[str, int]:
+        """Changes to the recipe with which it would fit, each with the memory that it takes then."""
+        needed = {
+            " ".join(overrides): sum(self._memory(bf16, program, overrides).values())
+            for overrides in _SAVINGS
+            if _changed(self._recipe, overrides) != self._recipe and _at_hand(overrides)
+        }
+        return {change: nbytes for change, nbytes in needed.items() if nbytes <= capacity}
+
+    def _measured(self, clock: Callable[[], float]) -> dict[str, float]:
+        self._reporter.stage("timing a few layers")
+        times, micro_batches = timing(self._checkpoint, self._recipe, clock), _accumulation(self._recipe)
+        return {
+            **{
+                phase.name: phase.steps * (times.first[phase.name] + (micro_batches - 1) * times.following[phase.name])
+                for phase in phases(self._recipe)
+            },
+            _UPDATES: self._recipe.training.steps * times.update,
+            _EVALUATIONS: self._evaluations * (times.evaluation + self._held_out_batches * times.batch),
+            _CHECKPOINTS: self._saves * self.checkpoint_bytes * times.saved_byte,
+        }
+
+    def _estimated(self, gpu: Gpu, counted: Account) -> dict[str, float]:
+        steps, micro_batches = self._recipe.training.steps, _accumulation(self._recipe)
+        return {
+            **{
+                phase.name: phase.steps * micro_batches * gpu.seconds(counted.micro_step[phase.name])
+                for phase in phases(self._recipe)
+            },
+            _UPDATES: steps * gpu.seconds(counted.update),
+            _EVALUATIONS: self._evaluations * self._held_out_batches * gpu.seconds(counted.evaluation),
+            _CHECKPOINTS: self._saves * counted.checkpoint_bytes / _BYTES_SAVED_PER_SECOND,
+        }
+
+    @property
+    def _evaluations(self) -> int:
+        """At the start (of the original too, unless it is ternary already), now and then, and at the end."""
+        return 3 - is_trained_on(self._checkpoint) + _times(self._recipe.training.eval_every, self._recipe)
+
+    @property
+    def _saves(self) -> int:
+        return _times(self._recipe.training.save_every, self._recipe)
+
+    @property
+    def _held_out_batches(self) -> int:
+        windows = max(1, self._recipe.data.held_out_tokens // self._recipe.training.context)
+        return -(-windows // self._recipe.training.micro_batch_size)
 
 
-def is_trained_on(checkpoint: Checkpoint) -> bool:
-    """Whether a model is ternary already, so that training goes on with it instead of making it ternary."""
-    return checkpoint.kind in ("latent", "baked")
+def _times(every: int, recipe: Recipe) -> int:
+    """How often something is done that is done every so many steps, and after the last."""
+    return -(-recipe.training.steps // every)
 
 
-def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """A ternary model is no teacher, computes nothing at λ < 1, and has scales that must not change at once.
-
-    Baked weights need the estimator mse: it finds their scale again when they have moved a little, while absmean
-    shrinks it to their density, and all that was learned is gone after one step.
-    """
-    scaling = checkpoint.scaling
-    wanted: dict[str, object] = {
-        "control": False,
-        "lam.curve": "instant",
-        "distill.kl": 0.0,
-        "scaling.granularity": scaling.granularity,
-        "scaling.estimator": "mse" if checkpoint.kind == "baked" else scaling.estimator,
-    }
-    differing = [f"--set {key}={value}" for key, value in wanted.items() if _option(recipe, key) != value]
-    if not differing and recipe.data.sources:
-        return
-    source = f", {checkpoint.lineage.source}," if checkpoint.lineage else ""
-    state = "is ternary already (baked)" if checkpoint.kind == "baked" else "was warmed up already"
-    raise BitconvertError(
-        f"{checkpoint.name}: {state}",
-        f"give the original{source} and more training.tokens; or train it on as it is, on text alone: "
-        + " ".join([*differing, *([] if recipe.data.sources else ["--data TEXT"])]),
-    )
+def _accumulation(recipe: Recipe) -> int:
+    return recipe.training.batch_size // recipe.training.micro_batch_size
 
 
-def _option(recipe: Recipe, key: str) -> object:
-    """A recipe's option by its dotted name."""
-    return reduce(getattr, key.split("."), recipe)
+def _changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    return load_recipe(None, overrides, beneath=recipe) if overrides else recipe
 
 
-def _memory(parameters: int, vocabulary: int, recipe: Recipe) -> int:
-    teacher = parameters * (2 if uses_bf16(recipe) else 4) if recipe.distill.kl and not recipe.control else 0
-    logits = recipe.training.micro_batch_size * recipe.training.context * vocabulary * 4 * _LOGIT_COPIES
-    return parameters * _LATENT_BYTES + teacher + logits
+def _at_hand(overrides: Sequence[str]) -> bool:
+    """Whether what a change needs is installed, so that it can be rehearsed."""
+    return "optimizer.name=adamw8bit" not in overrides or importlib.util.find_spec("bitsandbytes") is not None
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
+    if any(not forecast.measured for forecast in forecasts):
+        yield (
+            "Times of named GPUs are estimates that were never measured: counted work at 60 % of the data sheet's "
+            "FLOP/s and 75 % of its memory bandwidth."
+        )
+    if recipe.training.compile:
+        yield "Memory is counted without training.compile, which needs less of it; compiling takes minutes on top."
+    if recipe.distill.cache and has_teacher(recipe):
+        yield "Asking the original for distill.cache comes on top, in time and on disk, unless an earlier run has."
+    if recipe.distill.teacher_offload and any(not forecast.measured for forecast in forecasts):
+        yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
+    if not recipe.data.sources:
+        yield "The time to sample a text from the model comes on top; --data gives one."
+    yield "Loading, and tokenizing a new text, come on top; measuring assumes a text of ten times data.held_out_tokens."
+
+
+def _cpus() -> str:
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
+
+
+def _resident_bytes() -> int:
+    """Memory of this process, which has loaded all that a training process has."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_bytes() -> int:
+    """What a training could have here: the GPU's memory, or what this machine can give without swapping."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    return int(meminfo["MemAvailable"].split()[0]) * 1024 + _resident_bytes()

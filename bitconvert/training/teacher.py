@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from accelerate import cpu_offload
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from bitconvert.models.head import head_of, hidden_states
-from bitconvert.recipe import Distillation
+from bitconvert.recipe import Distillation, Recipe
 from bitconvert.training.distill import FullTarget, Target, predicting_positions
 
 
@@ -21,6 +21,16 @@ class Teacher(Protocol):
 
     def target(self, inputs: Mapping[str, Tensor]) -> Target:
         """The target of a batch of training windows, collated."""
+
+
+def has_teacher(recipe: Recipe) -> bool:
+    """Whether anything of a recipe's loss is asked of the original."""
+    return recipe.distill.kl > 0 and not recipe.control
+
+
+def products_dtype(arguments: TrainingArguments) -> torch.dtype:
+    """In what a teacher computes: as the student does, without a float32 copy of its weights."""
+    return torch.bfloat16 if arguments.bf16 else torch.float32
 
 
 class LiveTeacher:

@@ -22,7 +22,7 @@ from bitconvert.training.distill import FullTarget, TopTarget, chunk_rows, chunk
 from bitconvert.training.teacher import LiveTeacher
 
 _LAYOUT = "teacher-1"  # part of every key: change it when the meaning of the cached bytes changes
-_TOKENS, _SHARES = "teacher_tokens", "teacher_shares"
+TEACHER_TOKENS, TEACHER_SHARES = "teacher_tokens", "teacher_shares"
 
 
 class CachedTeacher:
@@ -30,7 +30,7 @@ class CachedTeacher:
 
     def target(self, inputs: Mapping[str, Tensor]) -> TopTarget:
         """See ``Teacher``."""
-        return TopTarget(inputs[_TOKENS].flatten(0, 1), inputs[_SHARES].flatten(0, 1))
+        return TopTarget(inputs[TEACHER_TOKENS].flatten(0, 1), inputs[TEACHER_SHARES].flatten(0, 1))
 
 
 class TaughtWindows(Dataset[dict[str, Tensor]]):
@@ -53,7 +53,10 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
         self._k = min(k, vocabulary)
         positions = order.windows.context - 1
         self._record = np.dtype(
-            [(_TOKENS, id_dtype(vocabulary), (positions, self._k)), (_SHARES, np.float16, (positions, self._k + 1))]
+            [
+                (TEACHER_TOKENS, id_dtype(vocabulary), (positions, self._k)),
+                (TEACHER_SHARES, np.float16, (positions, self._k + 1)),
+            ]
         )
         digest = hashlib.sha256(
             f"{_LAYOUT}\n{key}\n{vocabulary} {self._k} {temperature} {order.windows.context}\n".encode()
@@ -69,8 +72,9 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
         if self._records is None:
             self._records = np.memmap(self._path, self._record, mode="r")
         record = self._records[int(np.searchsorted(self._visited, self._order.window_at(index)))]
-        tokens, shares = record[_TOKENS].astype(np.int64), record[_SHARES].astype(np.float16)
-        return {**self._order[index], _TOKENS: torch.from_numpy(tokens), _SHARES: torch.from_numpy(shares)}
+        tokens, shares = record[TEACHER_TOKENS].astype(np.int64), record[TEACHER_SHARES].astype(np.float16)
+        taught = {TEACHER_TOKENS: torch.from_numpy(tokens), TEACHER_SHARES: torch.from_numpy(shares)}
+        return {**self._order[index], **taught}
 
     def fill(self, teacher: Callable[[], LiveTeacher], batch_size: int, reporter: Reporter) -> None:
         """Ask the teacher about every window, unless its answers are there from an earlier run.
@@ -106,8 +110,8 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
             target = teacher.target({"input_ids": torch.stack([window["input_ids"] for window in windows])})
             tokens, shares = _top_of(target, self._k)
             records = np.empty(len(windows), self._record)
-            records[_TOKENS] = tokens.view(len(windows), -1, self._k).cpu().numpy()
-            records[_SHARES] = shares.view(len(windows), -1, self._k + 1).cpu().numpy()
+            records[TEACHER_TOKENS] = tokens.view(len(windows), -1, self._k).cpu().numpy()
+            records[TEACHER_SHARES] = shares.view(len(windows), -1, self._k + 1).cpu().numpy()
             yield from (record.tobytes() for record in records)
 
 

@@ -35,6 +35,7 @@ from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
+from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
@@ -54,7 +55,7 @@ class WarmupTrainer(Trainer):
         teacher: knows what the original makes of the windows; None where the loss has no KL term.
         lam: the shared λ, moved at the start of each step.
         recipe: everything else.
-        run_directory: checkpoints and metrics go here.
+        arguments: of ``training_arguments``; checkpoints go to their output directory, metrics beside it.
         windows: training windows in their final order, as many as the run needs.
         held_out: windows to measure on, always at λ = 1.
         reporter: where the numbers go.
@@ -66,14 +67,14 @@ class WarmupTrainer(Trainer):
         teacher: Teacher | None,
         lam: Lambda,
         recipe: Recipe,
-        run_directory: Path,
+        arguments: TrainingArguments,
         windows: Dataset[dict[str, Tensor]],
         held_out: Dataset[dict[str, Tensor]],
         reporter: Reporter,
     ) -> None:
         super().__init__(
             student,
-            training_arguments(recipe, run_directory),
+            arguments,
             train_dataset=windows,
             eval_dataset=held_out,
             callbacks=[_Progress(self)],
@@ -86,12 +87,14 @@ class WarmupTrainer(Trainer):
         self.recipe = recipe
         self.reporter = reporter
         self.stop_requested = False
-        self._checkpoints = run_directory / CHECKPOINTS
-        self._metrics_file = run_directory / METRICS
+        self._checkpoints = Path(cast(str, arguments.output_dir))
+        self._metrics_file = self._checkpoints.parent / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
         self._last_log = (time.monotonic(), 0)
+        if recipe.training.activation_checkpointing:
+            student.activation_checkpointing_enable({"use_reentrant": False})
         if recipe.training.compile:
             compile_blocks(student.get_decoder())  # type: ignore[no-untyped-call]
 
@@ -167,20 +170,9 @@ class WarmupTrainer(Trainer):
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; matrices decay, vectors (norms, biases) do not."""
+        """The recipe's."""
         if self.optimizer is None:
-            parameters = [p for p in (model or self._student).parameters() if p.requires_grad]
-            options = self.recipe.optimizer
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": [p for p in parameters if p.ndim >= 2], "decays": True},
-                    {"params": [p for p in parameters if p.ndim < 2], "decays": False},
-                ],
-                lr=options.lr,
-                betas=options.betas,
-                eps=options.eps,
-                weight_decay=0.0,
-            )
+            self.optimizer = make_optimizer((model or self._student).parameters(), self.recipe.optimizer)
         return self.optimizer
 
     def create_scheduler(
@@ -338,19 +330,29 @@ def lambdas_at(t: float, ramp: LambdaRamp) -> tuple[float, float]:
     return lambda_at(t, ramp.curve, ramp.reach_one_at), lambda_at(t, ramp.curve, of_activations)
 
 
-def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = None) -> TrainingArguments:
     """What Trainer has to know of a recipe.
 
+    Args:
+        recipe: resolved options.
+        run_directory: where its checkpoints go.
+        bf16: whether to compute in bf16, whatever this machine is good at; None for what the recipe means on it.
+
     Raises:
-        UsageError: it is one of several processes, asks for bf16 in vain, or lacks a compiler or a tracker.
+        UsageError: it is one of several processes, asks for bf16 in vain, or lacks a compiler or the package of its
+            optimizer or of a tracker.
     """
     options = recipe.training
+    if recipe.optimizer.name == "adamw8bit":
+        _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
     if options.compile:
         _require_compiler()
-    if options.precision == "bf16" and not _can_bf16():
+    if bf16 is None and options.precision == "bf16" and not _can_bf16():
         raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
+    for tracker in options.trackers:
+        _require(tracker, f"training.trackers: {tracker}")
     arguments = TrainingArguments(
         output_dir=str(run_directory / CHECKPOINTS),
         max_steps=options.steps,
@@ -358,9 +360,8 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=uses_bf16(recipe),
-        activation_checkpointing=options.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        bf16=uses_bf16(recipe) if bf16 is None else bf16,
+        use_cpu=bf16 is not None and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
         train_sampling_strategy="sequential",
         logging_strategy="steps",
         logging_steps=options.log_every,
@@ -371,7 +372,7 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
         save_strategy="steps",
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
-        report_to=[_installed(tracker) for tracker in options.trackers] or "none",
+        report_to=list(options.trackers) or "none",
         use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
@@ -383,10 +384,9 @@ def training_arguments(recipe: Recipe, run_directory: Path) -> TrainingArguments
     return arguments
 
 
-def _installed(tracker: str) -> str:
-    if importlib.util.find_spec(tracker) is None:
-        raise UsageError(f"training.trackers: {tracker} is not installed", f"pip install {tracker}")
-    return tracker
+def _require(package: str, wanted_by: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{wanted_by} is not installed", f"pip install {package}")
 
 
 def _require_compiler() -> None:

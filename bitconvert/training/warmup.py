@@ -27,7 +27,6 @@ from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
-from bitconvert.ternary.bitlinear import insert_bitlinear
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -41,9 +40,9 @@ from bitconvert.training.data import (
     split_held_out,
     tokenize,
 )
-from bitconvert.training.plan import is_trained_on, require_trainable
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.teacher import LiveTeacher, Teacher
+from bitconvert.training.student import is_trained_on, make_student, require_trainable
+from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.trainer import (
     METRICS,
@@ -96,15 +95,14 @@ def _run(
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
     student = checkpoint.load_latent()
-    names = _ternary_modules(student, checkpoint, recipe)
 
     tokens = _training_tokens(student, tokenizer, recipe, reporter)
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
     teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
-    lam = insert_bitlinear(student, names, recipe.scaling)
+    lam = make_student(student, checkpoint, recipe)
 
-    trainer = WarmupTrainer(student, teacher, lam, recipe, run_directory, taught, held_out, reporter)
+    trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
@@ -210,26 +208,6 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
 
 
-def _ternary_modules(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """Names of the linears that become ternary: of a control run none."""
-    if recipe.control:
-        return []
-    names = checkpoint.family.ternary_modules(name for name, _ in model.named_modules())
-    _check_groups(model, names, recipe)
-    return names
-
-
-def _check_groups(model: PreTrainedModel, names: list[str], recipe: Recipe) -> None:
-    size = recipe.scaling.group_size
-    for name in names:
-        columns = int(model.get_submodule(name).in_features)  # type: ignore[arg-type]
-        if size and columns % size:
-            raise UsageError(
-                f"scaling.granularity: rows of {columns} ({name}) do not divide into groups of {size}",
-                "choose a divisor, or row, or tensor",
-            )
-
-
 def _teacher(
     original: PreTrainedModel,
     order: ShuffledWindows,
@@ -240,12 +218,12 @@ def _teacher(
 ) -> tuple[Teacher | None, Dataset[dict[str, Tensor]]]:
     """Who teaches, if anybody does, and the windows as they are needed for it; the original stays as it is."""
     options = recipe.distill
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    dtype = products_dtype(arguments)
 
     def live() -> LiveTeacher:
         return LiveTeacher(copy.deepcopy(original), options, arguments.device, dtype)
 
-    if recipe.control or not options.kl:
+    if not has_teacher(recipe):
         return None, order
     if not options.cache:
         return live(), order

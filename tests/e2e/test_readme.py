@@ -42,11 +42,11 @@ def test_its_commands_on_a_real_model_run_in_order(tmp_path: Path, story: Path) 
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     ran = []
     for words in commands("bitconvert"):
-        small = [word for override in SMALL for word in ("--set", override)] if words[1] == "warmup" else []
+        small = [word for override in SMALL for word in ("--set", override)] if words[1] in ("plan", "warmup") else []
         done = run([sys.executable, "-m", *words, *small], tmp_path)
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[1])
-    assert ran == ["warmup", "pack", "eval", "generate", "inspect", "eval"]
+    assert ran == ["plan", "warmup", "pack", "eval", "generate", "inspect", "eval"]
 
 
 def test_its_python_runs(tmp_path: Path) -> None:

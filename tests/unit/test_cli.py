@@ -16,7 +16,7 @@ import pytest
 from bitconvert import cli
 from bitconvert.training.warmup import partial_directory
 
-COMMANDS = ("warmup", "pack", "unpack", "eval", "generate", "inspect", "recipes", "demo")
+COMMANDS = ("warmup", "plan", "pack", "unpack", "eval", "generate", "inspect", "recipes", "demo")
 
 TINY = ["training.tokens=256", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64"]
 SETS = [word for override in TINY for word in ("--set", override)]
@@ -127,17 +127,25 @@ def test_warmup_prints_one_json_document(bitconvert, smollm: Path, story: Path, 
     assert "next checkpoint at" in outcome.err
 
 
-def test_a_dry_run_writes_nothing(bitconvert, smollm: Path, tmp_path: Path) -> None:
-    outcome = bitconvert("warmup", "--model", smollm, "--output", tmp_path / "o", "--dry-run")
+def test_a_plan_is_told_and_writes_nothing(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    arguments = ("plan", "--model", smollm, "--gpu", "rtx-4090", *SETS)
+    outcome = bitconvert(*arguments, "--set", "scaling.granularity=row")
     assert outcome.code == 0, outcome.err
-    assert "becomes ternary" in outcome.out
-    assert "reach_one_at: 0.25" in outcome.out
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_warmup_warns_of_formats_before_it_starts(bitconvert, smollm: Path, tmp_path: Path) -> None:
-    outcome = bitconvert("warmup", "--model", smollm, "--dry-run", "--set", "scaling.granularity=row")
+    for words in (
+        "becomes ternary",
+        "at the peak of memory",
+        "activations",
+        "rtx-4090",
+        "(estimate)",
+        "never measured",
+    ):
+        assert words in outcome.out
     assert "warning: safetensors cannot hold what this run makes" in outcome.err
+    document = json.loads(bitconvert(*arguments, "--json").out)
+    assert document["recipe"]["lam"]["reach_one_at"] == 0.25
+    assert [forecast["measured"] for forecast in document["forecasts"]] == [True, False]
+    assert document["forecasts"][0]["total_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_needs_only_the_output(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -219,6 +227,9 @@ def test_what_is_wrong_with_arguments_is_told_without_torch(story: Path) -> None
         "none: no such recipe": ["warmup", "--model", "x", "--recipe", "none"],
         "--model is missing": ["warmup"],
         f"{nowhere}: no such": ["warmup", "--model", nowhere],
+        "error: recipe: nein: unknown key": ["plan", "--model", "x", "--set", "nein.x=1"],
+        "--gpu abacus: not in the table": ["plan", "--model", "owner/x", "--gpu", "abacus"],
+        f"{nowhere}: no such file or directory": ["plan", "--model", nowhere],
         f"error: {nowhere}: no": ["pack", nowhere, "--format", "tq2_0"],
         f"error: {nowhere}: no such": ["unpack", nowhere],
         f"error: {nowhere}: no such file": ["inspect", nowhere],

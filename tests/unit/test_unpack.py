@@ -29,7 +29,7 @@ from bitconvert.recipe import Packing, Scaling, load_recipe
 from bitconvert.report import PackedFile, Silent, UnpackReport
 from bitconvert.ternary.bitlinear import bitlinears
 from bitconvert.ternary.quantize import ternarize
-from bitconvert.training.plan import plan_warmup
+from bitconvert.training.student import require_trainable
 from bitconvert.training.warmup import warmup
 from tests.models import VARIANTS, write_gguf, write_model
 
@@ -505,11 +505,13 @@ def test_a_ternary_model_is_no_original(tmp_path: Path, story: Path, kind: str) 
     unpacked(source, tmp_path / "baked")
     recipe = load_recipe(None, [*SMALL, "control=true"])
     with pytest.raises(BitconvertError, match="ternary already" if kind == "baked" else "was warmed up already") as no:
-        plan_warmup(str(tmp_path / kind), recipe)
+        require_trainable(open_checkpoint(str(tmp_path / kind)), recipe)
     estimator = " --set scaling.estimator=mse" if kind == "baked" else ""
     assert no.value.hint.endswith(
         "--set control=False --set lam.curve=instant --set distill.kl=0.0 --set scaling.granularity=row"
         f"{estimator} --data TEXT"
     )
     told = [word for word in no.value.hint.split() if "=" in word]
-    plan_warmup(str(tmp_path / kind), load_recipe(None, [*SMALL, *told, f"data.sources=[{story}]"]))
+    require_trainable(
+        open_checkpoint(str(tmp_path / kind)), load_recipe(None, [*SMALL, *told, f"data.sources=[{story}]"])
+    )

@@ -206,7 +206,7 @@ def test_activations_may_reach_one_before_the_weights(smollm: Path, story: Path,
 
     lam = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitconvert.training.warmup.insert_bitlinear", watched)
+        patch.setattr("bitconvert.training.student.insert_bitlinear", watched)
         recipe = small(story, "lam.reach_one_at=1.0", "lam.activations_reach_one_at=0.5", "training.eval_every=100")
         warmup(str(smollm), tmp_path / "o", recipe, reporter=Watching())
     training = settings[1:7]
@@ -305,7 +305,7 @@ def first_step(smollm: Path, story: Path, directory: Path, *overrides: str) -> d
             self.optimizer = torch.optim.SGD([{"params": list(self.model.parameters()), "decays": False}], lr=1.0)
             return self.optimizer
 
-    trainer = BySgd(student, teacher, lam, recipe, directory, order, windows, Silent())
+    trainer = BySgd(student, teacher, lam, recipe, training_arguments(recipe, directory), order, windows, Silent())
     trainer.train()
     return {name: parameter.detach() for name, parameter in student.named_parameters()}
 
@@ -516,7 +516,7 @@ def test_odd_places_are_refused(smollm: Path, story: Path, tmp_path: Path, monke
 def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path) -> None:
     for attempt in (
         lambda: warmup(str(done[0]), tmp_path / "again", small(story), reporter=Silent()),
-        lambda: plan_warmup(str(done[0]), small(story)),
+        lambda: plan_warmup(str(done[0]), small(story), reporter=Silent()),
     ):
         with pytest.raises(BitconvertError, match="was warmed up already") as caught:
             attempt()
@@ -599,11 +599,3 @@ def test_one_of_several_gpus_is_used(story: Path, tmp_path: Path, monkeypatch: p
 def test_a_group_that_does_not_fit_is_refused_before_training(smollm: Path, story: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rows of 256 .* do not divide into groups of 96"):
         warmup(str(smollm), tmp_path / "out", small(story, "scaling.granularity=group:96"), reporter=Silent())
-
-
-def test_a_plan_counts_what_becomes_ternary(smollm: Path, story: Path) -> None:
-    plan = plan_warmup(str(smollm), small(story))
-    tensors = load_file(smollm / "model.safetensors")
-    assert plan.parameters == sum(tensor.numel() for tensor in tensors.values())
-    assert plan.ternary_parameters == sum(t.numel() for name, t in tensors.items() if "_proj" in name)
-    assert (plan.ternary_modules, plan.steps, plan.tokens, plan.accumulation) == (14, 6, 768, 2)

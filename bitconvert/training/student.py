@@ -1,0 +1,94 @@
+"""The student: which models a recipe can train, and how one is made of the original."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.recipe import Recipe
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
+
+
+def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse a model that a recipe cannot train, as far as its config tells.
+
+    Raises:
+        BitconvertError: it is ternary already, and the recipe would not train it on as that.
+        UsageError: its context is shorter than the recipe's windows, or a row does not divide into the recipe's groups.
+    """
+    if is_trained_on(checkpoint):
+        _require_trained_on(checkpoint, recipe)
+    checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
+    if recipe.scaling.group_size and not recipe.control:
+        _require_groups(checkpoint, recipe.scaling.group_size)
+
+
+def is_trained_on(checkpoint: Checkpoint) -> bool:
+    """Whether a model is ternary already, so that training goes on with it instead of making it ternary."""
+    return checkpoint.kind in ("latent", "baked")
+
+
+def _require_groups(checkpoint: Checkpoint, size: int) -> None:
+    skeleton = checkpoint.skeleton()
+    for name in _ternary_modules(skeleton, checkpoint):
+        columns = int(skeleton.get_submodule(name).in_features)  # type: ignore[arg-type]
+        if columns % size:
+            raise UsageError(
+                f"scaling.granularity: rows of {columns} ({name}) do not divide into groups of {size}",
+                "choose a divisor, or row, or tensor",
+            )
+
+
+def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """A ternary model is no teacher, computes nothing at λ < 1, and has scales that must not change at once.
+
+    Baked weights need the estimator mse: it finds their scale again when they have moved a little, while absmean
+    shrinks it to their density, and all that was learned is gone after one step.
+    """
+    scaling = checkpoint.scaling
+    wanted: dict[str, object] = {
+        "control": False,
+        "lam.curve": "instant",
+        "distill.kl": 0.0,
+        "scaling.granularity": scaling.granularity,
+        "scaling.estimator": "mse" if checkpoint.kind == "baked" else scaling.estimator,
+    }
+    differing = [f"--set {key}={value}" for key, value in wanted.items() if _option(recipe, key) != value]
+    if not differing and recipe.data.sources:
+        return
+    source = f", {checkpoint.lineage.source}," if checkpoint.lineage else ""
+    state = "is ternary already (baked)" if checkpoint.kind == "baked" else "was warmed up already"
+    raise BitconvertError(
+        f"{checkpoint.name}: {state}",
+        f"give the original{source} and more training.tokens; or train it on as it is, on text alone: "
+        + " ".join([*differing, *([] if recipe.data.sources else ["--data TEXT"])]),
+    )
+
+
+def _option(recipe: Recipe, key: str) -> object:
+    """A recipe's option by its dotted name."""
+    return reduce(getattr, key.split("."), recipe)
+
+
+def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> Lambda:
+    """Put BitLinears into a model, as the recipe wants them.
+
+    Args:
+        model: changed in place; for a control run it stays as it is.
+        checkpoint: where it came from.
+        recipe: resolved options.
+
+    Returns:
+        The λ of its BitLinears.
+    """
+    if recipe.control:
+        return Lambda()
+    return insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling)
+
+
+def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    return checkpoint.family.ternary_modules(name for name, _ in model.named_modules())
