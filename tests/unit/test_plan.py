@@ -159,7 +159,7 @@ def test_a_plan_counts_what_becomes_ternary(smollm: Path) -> None:
     assert plan.parameters == sum(tensor.numel() for tensor in parameters.values())
     assert plan.ternary_parameters == sum(t.numel() for name, t in parameters.items() if "_proj" in name)
     assert (plan.ternary_modules, plan.steps, plan.tokens, plan.accumulation) == (14, 2, 1024, 2)
-    assert plan.steps_by_phase == {"training, λ < 1": 1, "training, λ = 1": 1}
+    assert plan.steps_by_phase == {"training, λ = 1 of activations": 1, "training, λ = 1": 1}
 
     here, there = plan.forecasts
     assert here.fits
@@ -189,10 +189,10 @@ def test_what_does_not_fit_is_not_timed_but_told_how_it_would(smollm: Path, monk
 @pytest.mark.parametrize(
     ("override", "names"),
     [
-        ("lam.activations_reach_one_at=0.1", ["training, λ = 1 of activations", "training, λ = 1"]),
+        ("lam.activations_reach_one_at=0.3", ["training, λ < 1", "training, λ = 1"]),
         ("control=true", ["training"]),
         ("lam.curve=instant", ["training, λ = 1"]),
-        ("lam.reach_one_at=1.0", ["training, λ < 1"]),
+        ("lam.reach_one_at=1.0", ["training, λ = 1 of activations"]),
     ],
 )
 def test_phases_without_a_step_are_left_out(override: str, names: list[str]) -> None:
