@@ -32,9 +32,9 @@ format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## speed against named peers, as ratios in one run
-	$(BIN)/python -m benchmarks.packing
-	$(BIN)/python -m benchmarks.training_step
+bench: $(READY)  ## speed and memory against named peers, as ratios in one run (an hour)
+	$(BIN)/pip install --quiet torchao || echo "torchao is not to be had: left out"
+	for name in training_step loss evaluation packing startup; do $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 compatibility: $(READY)  ## load every family in every format into every runtime; writes docs/compatibility.md
 	$(BIN)/pip install --quiet --constraint constraints.txt cyllama || echo "cyllama has no wheel for this Python: left out"

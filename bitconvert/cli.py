@@ -106,7 +106,7 @@ def warmup(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train linear layers down to {-1, 0, +1}, the original as teacher."""
+    """Train a model's linear layers down to {-1, 0, +1}."""
     if resume:
         output = output or _default_output(model)
         model, resolved = _resumed(output, model, recipe, data, held_out, overrides)
@@ -138,7 +138,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Foresee memory, time and disk of a warmup, here and on named GPUs; no weight is loaded."""
+    """Foresee a warmup's memory, time and disk, also on GPUs."""
     from bitconvert.training.gpus import gpu_of
 
     resolved = _resolve(recipe, data, held_out, overrides)
