@@ -78,20 +78,20 @@ class StraightThroughLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_codes, x_scale, weight, w_scale, lam = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
-        rows = gradients[0].flatten(0, -2)
+        rows = _rows(gradients[0])
         dx = dw = None
         if for_x:
             dx = _input_gradient(rows, weight, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
-            x_scales = None if x_scale is None else x_scale.flatten(0, -2)
-            dw = _weight_gradient(rows, x_codes.flatten(0, -2), x_scales).to(weight.dtype)
+            x_scales = None if x_scale is None else _rows(x_scale)
+            dw = _weight_gradient(rows, _rows(x_codes), x_scales).to(weight.dtype)
         return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 5
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
     """The output, by a product of integers for each stretch of columns that shares its scales: float32, (..., out)."""
     x_blocks, w_blocks, columns = x.scale.shape[-1], ternary.scale.shape[-1], x.codes.shape[-1]
-    x_codes, x_scale = x.codes.view(-1, columns), x.scale.view(-1, x_blocks)
+    x_codes, x_scale = _rows(x.codes), _rows(x.scale)
     w_scale = ternary.scale.view(-1, w_blocks).t()
     pieces = math.lcm(x_blocks, w_blocks)
     total: Tensor | None = None
@@ -101,7 +101,7 @@ def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
         product.mul_(x_scale[:, piece * x_blocks // pieces, None]).mul_(w_scale[piece * w_blocks // pieces])
         total = product if total is None else total.add_(product)
     assert total is not None
-    return total.view(*x.codes.shape[:-1], -1)
+    return total.view(*x.codes.shape[:-1], total.shape[-1])
 
 
 def _is_worth_integers(x_scale: Tensor, w_scale: Tensor, columns: int) -> bool:
@@ -145,8 +145,9 @@ def _(factor: Tensor, _scale: Tensor, codes: Tensor) -> Tensor:
 
 
 def _has_exact_integers(gradient: Tensor) -> bool:
-    """Whether a product of integers is as exact as one in the gradient's dtype, and faster."""
-    return gradient.dtype == torch.float32 and gradient.device.type == "cpu" and _CPU_IS_FAST
+    """Whether a product of integers is as exact as one in the gradient's dtype, and faster; not if there are none."""
+    fast = gradient.device.type == "cpu" and _CPU_IS_FAST
+    return fast and gradient.dtype == torch.float32 and gradient.numel() > 0
 
 
 def _by_blocks(factor: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
@@ -206,3 +207,8 @@ def _blend(weight: Tensor, ternary: TernaryTensor, lam: Tensor) -> Tensor:
 
 def _activations(codes: Tensor, scale: Tensor | None) -> Tensor:
     return codes if scale is None else Int8Tensor(codes, scale).dequantize()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(..., n) as (rows, n), whatever the strides and the number of dimensions."""
+    return tensor.reshape(-1, tensor.shape[-1])

@@ -65,8 +65,8 @@ class Int8Tensor(NamedTuple):
 
     def dequantize(self) -> Tensor:
         """The activations that the codes and scales mean: float32, shape (..., features)."""
-        blocks = self.codes.float().view(*self.scale.shape, -1)
-        return blocks.mul_(self.scale.unsqueeze(-1)).view(self.codes.shape)
+        blocks = self.codes.float().reshape(*self.scale.shape, self.codes.shape[-1] // self.scale.shape[-1])
+        return blocks.mul_(self.scale.unsqueeze(-1)).reshape(self.codes.shape)
 
 
 def ternarize(weight: Tensor, scaling: Scaling) -> TernaryTensor:
@@ -129,10 +129,11 @@ def quantize_int8(x: Tensor, block: int | None = None) -> Int8Tensor:
         x: activations, shape (..., features), any float dtype; the arithmetic is float32.
         block: how many consecutive features share a scale, as in llama.cpp; None for all of a token's, as in BitNet.
     """
-    groups = x.detach().float().reshape(*x.shape[:-1], -1, block or x.shape[-1])
+    size = block or x.shape[-1]
+    groups = x.detach().float().reshape(*x.shape[:-1], x.shape[-1] // size, size)
     largest = torch.maximum(groups.amax(dim=-1, keepdim=True), -groups.amin(dim=-1, keepdim=True))
     largest = largest.clamp_(min=SMALLEST_SCALE)
-    codes = (groups * (INT8_MAX / largest)).round_().to(torch.int8).view(x.shape)
+    codes = (groups * (INT8_MAX / largest)).round_().to(torch.int8).reshape(x.shape)
     return Int8Tensor(codes, (largest / INT8_MAX).squeeze(-1))
 
 

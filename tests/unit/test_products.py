@@ -107,6 +107,30 @@ def test_forward_and_gradients_are_those_of_fake_quantization(
             close(ours_row, theirs_row, 2e-6)
 
 
+@pytest.mark.parametrize("lam", [(0.5, 0.5), (0.5, 1.0), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("block", [None, 32])
+def test_strides_and_dimensions_do_not_matter(block: int | None, lam: tuple[float, float], fast_integers: bool) -> None:
+    layer = layer_of(24, 64, Scaling(), lam)
+    layer.activation_block = block
+    plain = activations(4, 6, 64)
+    tokens_apart, features_apart = plain.transpose(0, 1).contiguous().transpose(0, 1), plain.mT.contiguous().mT
+    expected = _with_gradients(layer, plain)
+    for x in (tokens_apart, features_apart):
+        for ours, theirs in zip(_with_gradients(layer, x), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(_with_gradients(layer, plain[0, 0]), _with_gradients(layer, plain[:1, :1]), strict=True):
+        torch.testing.assert_close(ours, theirs.view(ours.shape), rtol=1e-5, atol=1e-5)
+    y, dx, dw = _with_gradients(layer, plain[:0])
+    assert (y.shape, dx.shape) == ((0, 6, 24), (0, 6, 64))
+    assert not dw.any()
+
+
+def _with_gradients(layer: BitLinear, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    return y.detach(), *torch.autograd.grad(y.square().sum(), (x, layer.weight))
+
+
 @by_scaling
 def test_both_ways_to_multiply_give_the_same_bits(scaling: Scaling, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_of(96, 256, scaling, (1, 1)), activations(3, 17, 256)
