@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitconvert.recipe import Scaling
-from bitconvert.ternary import blocks
+from bitconvert.ternary import blocks, quantize
 from bitconvert.ternary.blocks import all_finite, baked_blocks, ternary_blocks
-from bitconvert.ternary.quantize import TernaryTensor, ternarize
+from bitconvert.ternary.quantize import TernaryTensor, row_blocks, ternarize
 
 settings.register_profile("busy machines", deadline=None)
 settings.load_profile("busy machines")
@@ -27,6 +27,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", 256)
+    monkeypatch.setattr(quantize, "_WEIGHTS_AT_ONCE", 256)
 
 
 def joined(parts: list[TernaryTensor], scaling: Scaling) -> TernaryTensor:
@@ -49,6 +50,22 @@ def require_same(weight: Tensor, scaling: Scaling) -> None:
 def test_blocks_are_those_of_ternarize(shape: tuple[int, int], dtype: torch.dtype, scaling: Scaling) -> None:
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(3)) * 0.02
     require_same(weight.to(dtype), scaling)
+
+
+@by_scaling
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 13])
+def test_a_scale_does_not_depend_on_the_blocks(rows: int, scaling: Scaling, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(rows, 64) * torch.logspace(-2, 0, rows).view(-1, 1)
+    weight[:3] *= 0  # a first block that knows nothing of the rest
+    parts = ternarize(weight, scaling)
+    heights = [rows.stop - rows.start for rows in row_blocks(weight)]
+    monkeypatch.setattr(quantize, "_WEIGHTS_AT_ONCE", 2**18)
+    whole = ternarize(weight, scaling)
+    assert sum(heights) == rows
+    assert len(heights) == max(1, rows // 4)
+    assert min(heights) > 1 or rows == 1
+    torch.testing.assert_close(parts.scale, whole.scale, rtol=1e-6, atol=0)
+    assert torch.equal(parts.codes, whole.codes)
 
 
 @by_scaling

@@ -20,7 +20,7 @@ from bitconvert.packing.fill import in_order
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing
 from bitconvert.report import Silent
-from bitconvert.ternary import blocks
+from bitconvert.ternary import quantize
 from tests.packed import make_checkpoint
 
 FORMATS = ("tq1_0", "tq2_0", "i2_s", "safetensors", "compressed-tensors", "onnx")
@@ -48,7 +48,7 @@ def test_formats_together_are_the_formats_alone(tmp_path: Path, model: Path) -> 
 def test_the_size_of_the_parts_changes_nothing(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pack_all(model, tmp_path / "whole")
     monkeypatch.setattr(checkpoint_module, "_WEIGHTS_AT_ONCE", 1000)
-    monkeypatch.setattr(blocks, "_BLOCK", 3 * 256)
+    monkeypatch.setattr(quantize, "_WEIGHTS_AT_ONCE", 3 * 256)
     monkeypatch.setattr(fill, "_WEIGHTS_AT_ONCE", 70_000)
     assert pack_all(model, tmp_path / "parts") == whole
 
