@@ -73,7 +73,7 @@ class _LastRounded:
         """Codes and scale of ``x``; or, where λ of the activations is not 1, the blend and None."""
         if torch.compiler.is_compiling():
             return _round(x, lam, block)  # the compiler sees by itself that it is the same thing again
-        under = (None if x.is_inference() else x._version, lam.settings, block)
+        under = (None if x.is_inference() else x._version, lam.settings, block, torch.is_inference_mode_enabled())
         if self._rounded is None or self._of() is not x or self._under != under:
             self._of, self._under, self._rounded = weakref.ref(x), under, _round(x, lam, block)
         return self._rounded
@@ -133,9 +133,13 @@ class BitLinear(nn.Linear):
         )
         return y
 
+    @torch.inference_mode(False)  # or a scale from an evaluation could not be trained with
     @torch.no_grad()
     def refresh(self) -> None:
-        """Estimate the scale again if the weight has changed; a change through ``weight.data`` is not noticed."""
+        """Estimate the scale again if the weight has changed.
+
+        A change that leaves ``weight._version`` as it is goes unnoticed: by ``weight.data``, by a fused optimizer.
+        """
         of, version = self._estimated_of
         if self.weight is None or (of() is self.weight and version == self.weight._version):
             return

@@ -253,6 +253,18 @@ def test_activations_are_rounded_once_for_layers_that_share_them(monkeypatch: py
     assert len(rounded) == 3
 
 
+def test_what_was_evaluated_in_inference_mode_can_be_trained() -> None:
+    layer, x = layer_of(24, 64, Scaling(), (1, 1)), activations(5, 64)
+    with torch.inference_mode():
+        evaluated = layer(x)
+    trained = layer(x)
+    trained.sum().backward()
+    assert torch.equal(trained, evaluated)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert layer(x).shape == evaluated.shape
+
+
 def test_rounded_activations_do_not_keep_theirs_alive() -> None:
     layer, x = layer_of(96, 256, Scaling(), (1, 1)), activations(5, 256)
     layer(x)
