@@ -78,6 +78,7 @@ def test_an_error_in_one_output_leaves_nothing_of_the_others(tmp_path: Path) -> 
 
 def test_results_come_in_order_and_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fill, "_WEIGHTS_AT_ONCE", 10)
+    monkeypatch.setattr(fill, "_WORKERS", 3)  # as many on any machine
     lock, at_work, most = threading.Lock(), [0, 0], [0, 0]
 
     def work(item: int) -> int:
