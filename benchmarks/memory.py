@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import accumulate
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that tensors on the CPU took during ``work`` beyond what there was before it."""
+    """The most that tensors took during ``work`` beyond what there was before it; on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     assert recorded.profiler is not None

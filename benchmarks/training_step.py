@@ -1,7 +1,7 @@
 """A training step of BitLinear against nn.Linear and other ternary layers: ``python -m benchmarks.training_step``.
 
 A step is forward and backward of a random Llama, as often as it accumulates, and an update in place of every weight, so
-that rounding them again is part of it. CPU seconds (on a GPU, seconds) and peak memory (weights, codes, gradients,
+that rounding them again is part of it. CPU seconds (on a GPU, seconds) and peak memory (weights, gradients,
 activations), each over those of the plain eager step beside it in the same round; medians. Peers take part where their
 packages are installed: torchao (bitnet_training), transformers (AutoBitLinear), onebitllms (GPU only).
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,13 +62,20 @@ class Lambda(nn.Module):
             self.set(*before)
 
 
+def _nothing() -> None:
+    """What a weak reference gives that never referred to anything."""
+
+
 class _LastRounded:
     """The activations that were rounded last: q, k and v round the same ones, and so do gate and up."""
 
     def __init__(self) -> None:
-        self._of: Callable[[], Tensor | None] = lambda: None  # a weak reference, which does not keep them alive
+        self._of: Callable[[], Tensor | None] = _nothing  # a weak reference, which does not keep them alive
         self._under: tuple[object, ...] = ()
         self._rounded: tuple[Tensor, Tensor | None] | None = None
+
+    def __reduce__(self) -> tuple[type[_LastRounded], tuple[()]]:
+        return _LastRounded, ()  # a copy, or what comes back from a file, has rounded nothing yet
 
     def activations(self, x: Tensor, lam: Lambda, block: int | None) -> tuple[Tensor, Tensor | None]:
         """Codes and scale of ``x``; or, where λ of the activations is not 1, the blend and None."""
@@ -117,7 +125,7 @@ class BitLinear(nn.Linear):
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self.activation_block: int | None = None
-        self._estimated_of: tuple[Callable[[], Tensor | None], int] = lambda: None, 0
+        self._estimated_of: tuple[Callable[[], Tensor | None], int] = _nothing, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
@@ -146,6 +154,9 @@ class BitLinear(nn.Linear):
         scale = scale_of(self.weight, self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
         self._estimated_of = weakref.ref(self.weight), self.weight._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
 
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""

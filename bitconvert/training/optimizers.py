@@ -25,7 +25,9 @@ def make_optimizer(parameters: Iterable[Parameter], options: Options) -> Optimiz
         {"params": [p for p in trained if p.ndim >= 2], "decays": True},
         {"params": [p for p in trained if p.ndim < 2], "decays": False},
     ]
-    return _MAKERS[options.name](groups, options)
+    optimizer = _MAKERS[options.name](groups, options)
+    optimizer.register_step_post_hook(_tell_that_weights_changed)
+    return optimizer
 
 
 def _adamw(groups: _Groups, options: Options) -> Optimizer:
@@ -37,14 +39,7 @@ def _adamw8bit(groups: _Groups, options: Options) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     optimizer: Optimizer = AdamW8bit(groups, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=0.0)
-    optimizer.register_step_post_hook(_tell_that_weights_changed)
     return optimizer
-
-
-def _tell_that_weights_changed(optimizer: Optimizer, *_: object) -> None:
-    """Its kernels write through pointers, unseen by torch, and a rounded weight that is kept would never be renewed."""
-    for group in optimizer.param_groups:
-        torch.autograd.graph.increment_version(group["params"])
 
 
 def _adafactor(groups: _Groups, options: Options) -> Optimizer:
@@ -55,6 +50,12 @@ def _adafactor(groups: _Groups, options: Options) -> Optimizer:
     return Adafactor(  # type: ignore[no-untyped-call]
         groups, lr=options.lr, scale_parameter=False, relative_step=False, weight_decay=0.0
     )
+
+
+def _tell_that_weights_changed(optimizer: Optimizer, *_: object) -> None:
+    """Fused kernels, and those of bitsandbytes, write unseen by torch: a scale that is kept would never be renewed."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 _MAKERS: dict[str, Callable[[_Groups, Options], Optimizer]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -105,3 +108,16 @@ def test_only_the_ends_of_lambda_have_compiled_graphs_of_their_own() -> None:
         refresh(model)
         torch.testing.assert_close(compiled(x), model(x))
         assert graphs == expected
+
+
+def test_a_model_can_be_copied_and_saved_whole(tmp_path: Path) -> None:
+    model, x = small_model(), torch.randn(5, 64)
+    insert_bitlinear(model, ["0", "2"], Scaling(), lam=1.0)
+    expected = model(x)
+    torch.save(model, tmp_path / "model.pt")
+    for again in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert torch.equal(again(x), expected)
+        with torch.no_grad():
+            again[0].weight.neg_()
+        assert not torch.equal(again(x), expected)
+    assert torch.equal(model(x), expected)
