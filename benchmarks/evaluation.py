@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.models import random_llama
 from bitconvert.evaluation.perplexity import score
 from bitconvert.evaluation.subjects import TorchModel
 from bitconvert.evaluation.windows import TokenizedText, windows
@@ -67,15 +68,7 @@ def main() -> None:
 
 
 def _random(hidden: int, layers: int, vocabulary: int) -> Pair:
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128,
-    )
-    latent = LlamaForCausalLM(config).train(False)
+    latent = random_llama(hidden, layers, vocabulary).train(False)
     ternary = copy.deepcopy(latent)
     insert_bitlinear(ternary, _linears(ternary), Scaling(), lam=1.0)
     freeze_ternary(ternary)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.models import random_llama
 from bitconvert.demo.stories import text
 from bitconvert.recipe import load_recipe
 from bitconvert.report import Silent
@@ -109,16 +109,7 @@ def _model(directory: Path, shape: str) -> Path:
     hidden, layers, vocabulary = SHAPES[shape]
     path = directory / f"{hidden}"
     if not path.exists():
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=hidden * 11 // 4,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 64,
-            num_key_value_heads=hidden // 128,
-            tie_word_embeddings=True,
-        )
-        LlamaForCausalLM(config).save_pretrained(path)
+        random_llama(hidden, layers, vocabulary, tie_word_embeddings=True).save_pretrained(path)
         byte_level_bpe().save_pretrained(path)
     return path
 

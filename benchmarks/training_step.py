@@ -18,10 +18,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.integrations.bitnet import AutoBitLinear
 
 from benchmarks.memory import peak_bytes
+from benchmarks.models import random_llama
 from bitconvert.models.families import FAMILIES
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import compile_blocks, insert_bitlinear
@@ -75,14 +76,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _model(given: argparse.Namespace) -> Model:
-    config = LlamaConfig(
-        vocab_size=given.vocabulary,
-        hidden_size=given.hidden,
-        intermediate_size=given.intermediate,
-        num_hidden_layers=given.layers,
-        num_attention_heads=given.hidden // 64,
-    )
-    return LlamaForCausalLM(config)
+    own = {"intermediate_size": given.intermediate, "num_key_value_heads": given.hidden // 64}
+    return random_llama(given.hidden, given.layers, given.vocabulary, **own)
 
 
 def _contestants() -> dict[str, tuple[Callable[[Model], Model], bool]]:

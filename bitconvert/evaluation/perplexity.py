@@ -59,11 +59,20 @@ def score(cuts: list[Window], model: Predictor, original: Predictor | None, repo
         reporter: told how many windows are done, and how fast.
     """
     parts: list[Scores] = []
-    done, started = 0, time.monotonic()
+    tokens = sum(len(cut.ids) for cut in cuts)
+    done, read, started = 0, 0, time.monotonic()
     for batch in _batches(cuts):
         parts.append(_score_batch(batch, done, model, original))
         done += len(batch)
-        reporter.metrics(_speed(cuts, done, time.monotonic() - started))
+        read += sum(len(cut.ids) for cut in batch)
+        speed = read / max(time.monotonic() - started, 1e-9)
+        told = {
+            "window": done,
+            "windows": len(cuts),
+            "tokens_per_second": speed,
+            "eta_seconds": (tokens - read) / speed,
+        }
+        reporter.metrics(told)
     return _joined(parts)
 
 
@@ -73,14 +82,6 @@ def _batches(cuts: list[Window]) -> Iterator[list[Window]]:
         group, size = list(alike), max(1, _TOKENS_AT_ONCE // length)
         for begin in range(0, len(group), size):
             yield group[begin : begin + size]
-
-
-def _speed(cuts: list[Window], done: int, seconds: float) -> dict[str, float]:
-    """What a reporter is told after ``done`` windows."""
-    tokens = sum(len(cut.ids) for cut in cuts[:done])
-    left = sum(len(cut.ids) for cut in cuts[done:])
-    speed = tokens / max(seconds, 1e-9)
-    return {"window": done, "windows": len(cuts), "tokens_per_second": speed, "eta_seconds": left / speed}
 
 
 def _score_batch(batch: list[Window], number: int, model: Predictor, original: Predictor | None) -> Scores:

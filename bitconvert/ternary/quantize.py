@@ -26,6 +26,7 @@ that is the shortest block of ggml."""
 INT8_MAX = 127
 
 _WEIGHTS_AT_ONCE = 2**18  # in float32 they and what is made of them stay in a core's cache
+_SMALLEST_PRODUCTS = 1e-18  # two smaller numbers have a product that float32 does not know from 0
 _LLOYD_STEPS = 4  # each shrinks the distance to the optimum about 0.4-fold, where the error is flat anyway
 _GAUSSIAN_START = 1.534  # least-squares scale / absmean of a Gaussian: 1.2240 sigma / 0.7979 sigma
 
@@ -192,7 +193,7 @@ def _estimate(blocks: Callable[[], Iterable[Tensor]], members: int, estimator: s
     # m * (max - m) is 0 exactly when every magnitude is 0 or the largest.
     largest = torch.cat(maxima).amax(dim=0, keepdim=True) if shared else torch.cat(maxima)
     between = joined((largest - m).mul_(m).sum(-1, keepdim=True) for m in blocks())
-    return torch.where((between == 0) & (largest > 0), largest, scale)
+    return torch.where((between == 0) & (largest > _SMALLEST_PRODUCTS), largest, scale)
 
 
 def _least_squares(

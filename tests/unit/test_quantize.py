@@ -111,6 +111,14 @@ def test_int8_in_blocks_of_32_rounds_as_ggml_rounds_to_q8_0(seed: int, size: flo
     assert np.mean(ours.numpy() != theirs) < 0.01  # a value half-way between two codes may go either way
 
 
+def test_tiny_weights_are_not_taken_for_ternary() -> None:
+    weight = torch.rand(4, 64, generator=torch.Generator().manual_seed(0)) * 1e-24 + 1e-25
+    for scaling in SCALINGS:
+        codes, scale = ternarize(weight, scaling)
+        assert not codes.any()
+        assert (scale == torch.tensor(SMALLEST_SCALE)).all()
+
+
 def test_a_zero_weight_stays_zero() -> None:
     for scaling in SCALINGS:
         codes, scale = ternarize(torch.zeros(4, 64), scaling)
