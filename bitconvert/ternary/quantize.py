@@ -93,12 +93,16 @@ def scale_of(weight: Tensor, scaling: Scaling) -> Tensor:
         raise ValueError(f"rows of {columns} do not divide into groups of {scaling.group_size}")
     blocks = [weight.detach()[rows] for rows in row_blocks(weight)]
     if scaling.granularity == "tensor":
-        magnitudes = partial(map, lambda block: block.float().abs(), blocks)
-        return _estimate(magnitudes, weight.numel(), scaling.estimator, shared=True).view(1)
+        each = partial(map, lambda block: block.float().abs(), blocks)
+        return _estimate(_Magnitudes(each, (len(weight), columns), weight.device, True), scaling.estimator).view(1)
     size = scaling.group_size or columns
-    groups = ((block.float().abs().view(-1, size),) for block in blocks)
-    scales = [_estimate(partial(iter, group), size, scaling.estimator, shared=False) for group in groups]
-    return torch.cat(scales).view(scale_shape(len(weight), columns, scaling))
+    scales = torch.empty(len(weight) * columns // size, 1, device=weight.device)
+    begin = 0
+    for block in blocks:
+        groups = block.float().abs().view(-1, size)
+        own = _Magnitudes(partial(iter, (groups,)), (len(groups), size), weight.device, False)
+        scales[begin : (begin := begin + len(groups))] = _estimate(own, scaling.estimator)
+    return scales.view(scale_shape(len(weight), columns, scaling))
 
 
 def codes_of(weight: Tensor, scale: Tensor) -> Tensor:
@@ -172,33 +176,49 @@ def _grouped(weight: Tensor, scaling: Scaling) -> Tensor:
     return weight.reshape(-1, size)
 
 
-def _estimate(blocks: Callable[[], Iterable[Tensor]], members: int, estimator: str, *, shared: bool) -> Tensor:
-    """Scales of the rows of some blocks of magnitudes, or the one that all rows share: (groups, 1), float32.
+class _Magnitudes(NamedTuple):
+    """Groups of magnitudes that have a scale in common, or each one of its own; given in blocks, as often as asked.
 
-    Args:
-        blocks: gives the magnitudes, float32, as often as it is asked.
-        members: how many magnitudes have a scale in common.
-        estimator: as ``Scaling`` names it.
-        shared: whether all rows have one scale, or each its own.
+    Attributes:
+        blocks: gives float32 tensors (groups, members).
+        shape: groups and members of all blocks together.
+        device: of them.
+        shared: whether all groups have one scale.
     """
 
-    def joined(parts: Iterable[Tensor]) -> Tensor:
-        each = torch.cat(list(parts))
-        return each.sum(dim=0, keepdim=True) if shared else each
+    blocks: Callable[[], Iterable[Tensor]]
+    shape: tuple[int, int]
+    device: torch.device
+    shared: bool
 
-    sums, maxima = zip(*((m.sum(-1, keepdim=True), m.amax(-1, keepdim=True)) for m in blocks()), strict=True)
-    mean = (joined(sums) / members).clamp_(min=SMALLEST_SCALE)
-    scale = mean if estimator == "absmean" else _least_squares(blocks, mean, joined)
+    def measured(self, measure: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Two numbers for each group, (groups, 1). Their place is made before: small pieces would break up the heap."""
+        first, second = (torch.empty(self.shape[0], 1, device=self.device) for _ in range(2))
+        begin = 0
+        for block in self.blocks():
+            rows = slice(begin, begin := begin + len(block))
+            first[rows], second[rows] = measure(block)
+        return first, second
+
+    def summed(self, each: Tensor) -> Tensor:
+        """What the groups of a scale have together: (scales, 1)."""
+        return each.sum(dim=0, keepdim=True) if self.shared else each
+
+
+def _estimate(magnitudes: _Magnitudes, estimator: str) -> Tensor:
+    """Scales, shape (groups, 1) or (1, 1), float32."""
+    sums, maxima = magnitudes.measured(lambda m: (m.sum(-1, keepdim=True), m.amax(-1, keepdim=True)))
+    groups, members = magnitudes.shape
+    mean = (magnitudes.summed(sums) / (members * groups if magnitudes.shared else members)).clamp_(min=SMALLEST_SCALE)
+    scale = mean if estimator == "absmean" else _least_squares(magnitudes, mean)
     # What already is ternary keeps its scale: estimating again would shrink it to its density. The sum of
     # m * (max - m) is 0 exactly when every magnitude is 0 or the largest.
-    largest = torch.cat(maxima).amax(dim=0, keepdim=True) if shared else torch.cat(maxima)
-    between = joined((largest - m).mul_(m).sum(-1, keepdim=True) for m in blocks())
-    return torch.where((between == 0) & (largest > _SMALLEST_PRODUCTS), largest, scale)
+    largest = maxima.amax(dim=0, keepdim=True) if magnitudes.shared else maxima
+    between, _ = magnitudes.measured(lambda m: ((largest - m).mul_(m).sum(-1, keepdim=True), m[:, :1]))
+    return torch.where((magnitudes.summed(between) == 0) & (largest > _SMALLEST_PRODUCTS), largest, scale)
 
 
-def _least_squares(
-    blocks: Callable[[], Iterable[Tensor]], mean: Tensor, joined: Callable[[Iterable[Tensor]], Tensor]
-) -> Tensor:
+def _least_squares(magnitudes: _Magnitudes, mean: Tensor) -> Tensor:
     """The scale s that minimizes ||w - s * round(w / s)||^2, by Lloyd's iteration.
 
     For fixed codes the best s is the mean magnitude of the nonzero ones; for fixed s the codes round at s / 2. Both
@@ -206,8 +226,8 @@ def _least_squares(
     """
     scale = _GAUSSIAN_START * mean
     for _ in range(_LLOYD_STEPS):
-        sums, counts = zip(*(_sum_above(scale / 2, m) for m in blocks()), strict=True)
-        scale = (joined(sums) / joined(counts).clamp_(min=1)).clamp_(min=SMALLEST_SCALE)
+        sums, counts = map(magnitudes.summed, magnitudes.measured(partial(_sum_above, scale / 2)))
+        scale = (sums / counts.clamp(min=1)).clamp_(min=SMALLEST_SCALE)
     return scale
 
 
