@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,10 +37,8 @@ def _adamw(groups: _Groups, options: Options) -> Optimizer:
 
 def _adamw8bit(groups: _Groups, options: Options) -> Optimizer:
     """Both moments in blocks of 256 that share a scale (Dettmers et al., arXiv 2110.02861); vectors keep float32."""
-    from bitsandbytes.optim import AdamW8bit
-
-    optimizer: Optimizer = AdamW8bit(groups, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=0.0)
-    return optimizer
+    make: Callable[..., Optimizer] = importlib.import_module("bitsandbytes.optim").AdamW8bit
+    return make(groups, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=0.0)
 
 
 def _adafactor(groups: _Groups, options: Options) -> Optimizer:
