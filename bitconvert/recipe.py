@@ -124,6 +124,11 @@ class Training(_Section):
         """Optimizer steps that the token budget pays for, at least one."""
         return max(1, self.tokens // (self.batch_size * self.context))
 
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in an optimizer step."""
+        return self.batch_size // self.micro_batch_size
+
 
 class Data(_Section):
     """The text to learn from."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.products import StraightThroughLinear
+from bitconvert.ternary.products import StraightThroughLinear, product_dtype
 from bitconvert.ternary.quantize import quantize_int8, scale_of, ternarize
 
 
@@ -135,9 +135,8 @@ class BitLinear(nn.Linear):
             self.refresh()
         lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, self.weight if self.codes is None else self.codes, self.bias, *rounded, self.scale, lam, dtype
+            x, self.weight if self.codes is None else self.codes, self.bias, *rounded, self.scale, lam, product_dtype(x)
         )
         return y
 

@@ -198,6 +198,12 @@ def _cuda_has_int8(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (7, 5)
 
 
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """The dtype of a product with a tensor: that of autocast, where it is on, else the tensor's."""
+    device = factor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factor.dtype
+
+
 def _codes(weight: Tensor, scale: Tensor) -> Tensor:
     """Codes of a weight, or the codes that it already is."""
     return weight if weight.dtype == torch.int8 else codes_of(weight, scale)

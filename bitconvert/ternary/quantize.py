@@ -50,7 +50,7 @@ class TernaryTensor(NamedTuple):
 
     def with_fp16_scale(self) -> TernaryTensor:
         """The same codes with each scale rounded to the nearest float16, as every file format stores it."""
-        return self._replace(scale=self.scale.half().float())
+        return self._replace(scale=fp16_scale(self.scale))
 
 
 class Int8Tensor(NamedTuple):
@@ -103,6 +103,11 @@ def scale_of(weight: Tensor, scaling: Scaling) -> Tensor:
         own = _Magnitudes(partial(iter, (groups,)), (len(groups), size), weight.device, False)
         scales[begin : (begin := begin + len(groups))] = _estimate(own, scaling.estimator)
     return scales.view(scale_shape(len(weight), columns, scaling))
+
+
+def fp16_scale(scale: Tensor) -> Tensor:
+    """A scale rounded to the nearest float16, as float32: what every file format stores."""
+    return scale.half().float()
 
 
 def codes_of(weight: Tensor, scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from bitconvert.models.head import Head
 from bitconvert.recipe import Distillation
+from bitconvert.ternary.products import product_dtype
 
 CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk, of which there are five tensors at the peak
 
@@ -165,7 +166,7 @@ class _ChunkedLoss(torch.autograd.Function):
         of_hidden, of_weight = (
             torch.zeros_like(each) if needed else None for each, needed in zip((hidden, weight), wanted, strict=True)
         )
-        dtype = _product_dtype(weight)
+        dtype = product_dtype(weight)
         inputs, weight = hidden.to(dtype), weight.to(dtype)  # once, where autocast would do it for each chunk
         kl, ce = (torch.zeros((), dtype=_at_least_float32(dtype), device=hidden.device) for _ in range(2))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -237,12 +238,6 @@ def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
         total.addmm_(first, second)
     else:
         total.add_(first @ second)
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype in which autocast, if it is on, multiplies by a weight."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

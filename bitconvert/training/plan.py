@@ -84,7 +84,7 @@ def plan_warmup(
         steps=options.steps,
         steps_by_phase={phase.name: phase.steps for phase in phases(recipe)},
         tokens=options.steps * options.batch_size * options.context,
-        accumulation=_accumulation(recipe),
+        accumulation=options.accumulation,
         disk_bytes=(options.keep_checkpoints + 1) * forecaster.checkpoint_bytes + 4 * _count(skeleton),
         forecasts=forecasts,
         notes=list(_notes(recipe, forecasts)),
@@ -155,7 +155,7 @@ class _Forecaster:
 
     def _measured(self, clock: Callable[[], float]) -> dict[str, float]:
         self._reporter.stage("timing a few layers")
-        times, micro_batches = timing(self._checkpoint, self._recipe, clock), _accumulation(self._recipe)
+        times, micro_batches = timing(self._checkpoint, self._recipe, clock), self._recipe.training.accumulation
         return {
             **{
                 phase.name: phase.steps * (times.first[phase.name] + (micro_batches - 1) * times.following[phase.name])
@@ -167,7 +167,7 @@ class _Forecaster:
         }
 
     def _estimated(self, gpu: Gpu, counted: Account) -> dict[str, float]:
-        steps, micro_batches = self._recipe.training.steps, _accumulation(self._recipe)
+        steps, micro_batches = self._recipe.training.steps, self._recipe.training.accumulation
         return {
             **{
                 phase.name: phase.steps * micro_batches * gpu.seconds(counted.micro_step[phase.name])
@@ -196,10 +196,6 @@ class _Forecaster:
 def _times(every: int, recipe: Recipe) -> int:
     """How often something is done that is done every so many steps, and after the last."""
     return -(-recipe.training.steps // every)
-
-
-def _accumulation(recipe: Recipe) -> int:
-    return recipe.training.batch_size // recipe.training.micro_batch_size
 
 
 def _changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -235,7 +235,7 @@ def _account(rehearsal: Rehearsal, recipe: Recipe, ledger: Ledger, *, offloaded:
     evaluation = work()
     micro_step: dict[str, Counter[Work]] = {}
     for phase in phases(recipe):
-        for _ in range(min(2, recipe.training.batch_size // recipe.training.micro_batch_size)):
+        for _ in range(min(2, recipe.training.accumulation)):
             work()
             rehearsal.micro_step(phase.example)
             micro_step[phase.name] = work()
@@ -341,7 +341,7 @@ def timing(checkpoint: Checkpoint, recipe: Recipe, clock: Callable[[], float] = 
 
 
 def _times(checkpoint: Checkpoint, recipe: Recipe, layers: int, clock: Callable[[], float]) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as directory, _random_state_kept():
+    with tempfile.TemporaryDirectory() as directory, torch.random.fork_rng():
         rehearsal = Rehearsal(checkpoint, recipe, Path(directory), layers)
         times = {}
         for phase in phases(recipe):
@@ -381,9 +381,3 @@ def _seconds(work: Callable[[], None], clock: Callable[[], float]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return clock() - started
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield

@@ -14,7 +14,7 @@ from torch import Tensor
 from bitconvert.errors import BitconvertError
 from bitconvert.models.gguf_types import GgufType
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.quantize import TernaryTensor
+from bitconvert.ternary.quantize import TernaryTensor, fp16_scale
 
 Codes = NDArray[np.int8]
 Bytes = NDArray[np.uint8]
@@ -192,7 +192,7 @@ def stored_scale(scale: Tensor, name: str) -> Tensor:
         BitconvertError: a scale is NaN or infinite, or float16 cannot hold it within 0.5 % (below about 6e-6, or above
             65504). The reference quantizers write such scales without a word.
     """
-    stored = scale.half().float()
+    stored = fp16_scale(scale)
     faithful = (stored - scale).abs() <= _LARGEST_ROUNDING * scale  # false for NaN and infinity
     if not bool(faithful.all()):
         worst = scale[~faithful].flatten()[0].item()
