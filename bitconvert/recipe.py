@@ -102,7 +102,8 @@ class Training(_Section):
     batch_size: int = Field(8, gt=0, description="windows in an optimizer step")
     micro_batch_size: int = Field(2, gt=0, description="windows in one forward pass")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU that has it, else float32; latents are float32 always"
+        "auto",
+        description="auto: bf16 autocast where GPU or CPU have instructions for it, else float32; latents are float32",
     )
     activation_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile the student")

@@ -349,8 +349,8 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
     if options.compile:
         _require_compiler()
-    if bf16 is None and options.precision == "bf16" and not _can_bf16():
-        raise UsageError("training.precision: there is no GPU with bf16 here", "leave it at auto")
+    if bf16 is None:
+        bf16 = uses_bf16(recipe)
     for tracker in options.trackers:
         _require(tracker, f"training.trackers: {tracker}")
     arguments = TrainingArguments(
@@ -360,8 +360,8 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=options.accumulation,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        bf16=uses_bf16(recipe) if bf16 is None else bf16,
-        use_cpu=bf16 is not None and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
+        bf16=bf16,
+        use_cpu=bf16 and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
         train_sampling_strategy="sequential",
         logging_strategy="steps",
         logging_steps=options.log_every,
@@ -402,9 +402,12 @@ def _require_compiler() -> None:
 
 
 def uses_bf16(recipe: Recipe) -> bool:
-    """Whether the forward runs under bf16 autocast: on request, or where a GPU does it well (CPUs rarely do)."""
-    return recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and _can_bf16())
+    """Whether the forward runs under bf16 autocast: on request, or where the device has instructions for it."""
+    return recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and _is_fast_in_bf16())
 
 
-def _can_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def _is_fast_in_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    instructions = torch.cpu.get_capabilities()
+    return bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))

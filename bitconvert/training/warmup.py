@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArgum
 
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.heap import keep_freed_memory
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
@@ -79,6 +80,7 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
         BitconvertError: for input that cannot be used, or a loss that diverges.
     """
     started = time.monotonic()
+    keep_freed_memory()
     with _only_run_in(partial_directory(output)) as run_directory:
         _begin_or_resume(run_directory, output, model, recipe, resume)
         with _failures_tidied(run_directory, resume), _memory_errors_named():

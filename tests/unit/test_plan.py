@@ -31,6 +31,7 @@ SMALL = (
     "training.context=128",
     "training.batch_size=4",
     "training.micro_batch_size=2",
+    "training.precision=float32",
     "data.held_out_tokens=256",
 )
 

@@ -28,13 +28,14 @@ from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
 from bitconvert.training.data import ShuffledWindows, Windows, tokenize
 from bitconvert.training.plan import plan_warmup
 from bitconvert.training.teacher import LiveTeacher
-from bitconvert.training.trainer import WarmupTrainer, training_arguments
+from bitconvert.training.trainer import WarmupTrainer, training_arguments, uses_bf16
 from bitconvert.training.warmup import Interrupted, partial_directory, warmup
 
 SMALL = (
     "training.tokens=768",
     "training.context=32",
     "training.batch_size=4",
+    "training.precision=float32",  # so that they say the same on every machine
     "training.eval_every=3",
     "training.save_every=2",
     "data.held_out_tokens=64",
@@ -493,17 +494,37 @@ def test_a_run_whose_metrics_are_gone_is_refused_before_training(smollm: Path, s
         warmup(str(smollm), output, small(story), resume=True, reporter=Silent())
 
 
+def test_options_that_cannot_work_are_refused(smollm: Path, story: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="optimizer.betas"):
+        warmup(str(smollm), tmp_path / "out", small(story, "optimizer.betas=[2,3]"), reporter=Silent())
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [("training.precision=bf16", "no GPU with bf16"), ("optimizer.betas=[2,3]", "optimizer.betas")],
+    ("precision", "instructions", "expected"),
+    [
+        ("auto", {"avx512_bf16": True}, True),
+        ("auto", {"amx_bf16": True}, True),
+        ("auto", {"avx512_f": True}, False),
+        ("bf16", {}, True),
+        ("float32", {"avx512_bf16": True}, False),
+    ],
 )
-def test_options_that_cannot_work_are_refused(
-    override: str, message: str, smollm: Path, story: Path, tmp_path: Path
+def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(
+    precision: str, instructions: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "bf16" in override and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(UsageError, match=message):
-        warmup(str(smollm), tmp_path / "out", small(story, override), reporter=Silent())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    assert uses_bf16(load_recipe(None, [f"training.precision={precision}"])) == expected
+
+
+def test_bf16_on_a_cpu_learns_what_float32_learns(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    report = warmup(str(smollm), tmp_path / "out", small(story, "training.precision=bf16"), reporter=Silent())
+    assert report.held_out_ppl != done[1].held_out_ppl
+    assert report.held_out_ppl == pytest.approx(done[1].held_out_ppl, rel=0.02)
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
 
 
 def test_odd_places_are_refused(smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
