@@ -56,10 +56,13 @@ class LambdaRamp(_Section):
 
 
 class Distillation(_Section):
-    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text."""
+    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text + hidden * error of hidden states."""
 
     kl: float = Field(0.65, ge=0.0, description="weight of the divergence from the original model")
     ce: float = Field(0.35, ge=0.0, description="weight of the cross-entropy with the text")
+    hidden: float = Field(
+        0.0, ge=0.0, description="weight of the relative squared error of the hidden states after each layer"
+    )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
     cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")
@@ -69,6 +72,12 @@ class Distillation(_Section):
     def _something_to_learn(self) -> Distillation:
         if self.kl + self.ce == 0:
             raise ValueError("kl and ce cannot both be 0")
+        return self
+
+    @model_validator(mode="after")
+    def _known_to_the_cache(self) -> Distillation:
+        if self.cache and self.hidden:
+            raise ValueError("cache keeps the original's likeliest tokens alone, not what hidden needs")
         return self
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Forecast, Reporter, WarmupPlan
@@ -149,7 +150,7 @@ class _Forecaster:
         needed = {
             " ".join(overrides): sum(self._memory(bf16, program, overrides).values())
             for overrides in _SAVINGS
-            if _changed(self._recipe, overrides) != self._recipe and _at_hand(overrides)
+            if _changes(self._recipe, overrides) and _at_hand(overrides)
         }
         return {change: nbytes for change, nbytes in needed.items() if nbytes <= capacity}
 
@@ -200,6 +201,14 @@ def _times(every: int, recipe: Recipe) -> int:
 
 def _changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return load_recipe(None, overrides, beneath=recipe) if overrides else recipe
+
+
+def _changes(recipe: Recipe, overrides: Sequence[str]) -> bool:
+    """Whether overrides change anything, and go with the rest of the recipe."""
+    try:
+        return _changed(recipe, overrides) != recipe
+    except UsageError:
+        return False
 
 
 def _at_hand(overrides: Sequence[str]) -> bool:

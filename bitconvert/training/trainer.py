@@ -34,7 +34,8 @@ from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
-from bitconvert.training.distill import distillation_loss
+from bitconvert.training.distill import FullTarget, distillation_loss
+from bitconvert.training.hidden import LayerOutputs, hidden_error
 from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.teacher import Teacher
 
@@ -91,8 +92,9 @@ class WarmupTrainer(Trainer):
         self._metrics_file = self._checkpoints.parent / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
         self._teacher = teacher
-        self._parts: dict[str, Tensor | float] = {"kl": 0.0, "ce": 0.0}
+        self._parts: dict[str, Tensor | float] = {}
         self._last_log = (time.monotonic(), 0)
+        self._layers = LayerOutputs(student, wanted=self._distill.hidden > 0)
         if recipe.training.activation_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
         if recipe.training.compile:
@@ -120,18 +122,19 @@ class WarmupTrainer(Trainer):
         """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
         tokens = inputs["input_ids"]
         options = self._distill if model.training else _CROSS_ENTROPY
+        items = num_items_in_batch or tokens[:, 1:].numel()
         target = self._teacher.target(inputs) if self._teacher and model.training else None
         with self.accelerator.autocast():
-            loss, kl, ce = distillation_loss(
-                hidden_states(self._student, tokens),
-                head_of(self._student),
-                target,
-                tokens,
-                options,
-                num_items_in_batch or tokens[:, 1:].numel(),
-            )
+            with self._layers.kept() as layers:
+                hidden = hidden_states(self._student, tokens)
+            head, likely = head_of(self._student), target if options.kl else None
+            loss, kl, ce = distillation_loss(hidden, head, likely, tokens, options, items)
+        parts = {"kl": kl, "ce": ce}
+        if isinstance(target, FullTarget) and options.hidden:
+            error = hidden_error(layers, target.layers) / items
+            loss, parts["hidden"] = loss + options.hidden * error, error.detach()
         if model.training:
-            self._parts = {"kl": self._parts["kl"] + kl, "ce": self._parts["ce"] + ce}
+            self._parts = {name: self._parts.get(name, 0.0) + part for name, part in parts.items()}
         return (loss, {}) if return_outputs else loss
 
     def stop_if_diverged(self) -> None:
