@@ -84,9 +84,10 @@ class Distillation(_Section):
 class Optimizer(_Section):
     """Which optimizer, and how its learning rate and weight decay move."""
 
-    name: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+    name: Literal["adamw", "adamw8bit", "adafactor", "muon"] = Field(
         "adamw",
-        description="bytes kept beside a weight: adamw 8; adamw8bit 2, needs bitsandbytes; adafactor almost none",
+        description="bytes kept beside a weight: adamw 8; adamw8bit 2, needs bitsandbytes; adafactor almost none; "
+        "muon 4 for the matrices of the layers, adamw for the rest",
     )
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
     lr_schedule: Literal["cosine", "linear", "two_stage"] = "cosine"
@@ -97,9 +98,9 @@ class Optimizer(_Section):
     weight_decay: float = Field(0.0, ge=0.0)
     weight_decay_schedule: Literal["constant", "two_stage"] = "constant"
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
-        (0.9, 0.95), description="of both AdamWs; adafactor has none"
+        (0.9, 0.95), description="of the AdamWs; adafactor has none, nor muon for its matrices"
     )
-    eps: float = Field(1e-8, gt=0.0, description="of both AdamWs")
+    eps: float = Field(1e-8, gt=0.0, description="of the AdamWs")
     max_grad_norm: float = Field(1.0, gt=0.0)
 
 

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.nn import Parameter
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Adafactor
+from transformers import Adafactor, PreTrainedModel
 
 from bitconvert.recipe import Optimizer as Options
 
 _Groups = list[dict[str, Any]]
 
 
-def make_optimizer(parameters: Iterable[Parameter], options: Options) -> Optimizer:
-    """The recipe's optimizer, in two groups: matrices decay, vectors (norms, biases) do not.
+def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
+    """The recipe's optimizer of a model, in three groups: hidden matrices, other matrices, vectors (norms, biases).
 
-    The rate and the decay of each group are set anew before every step; of a group, ``decays`` says whether to.
+    The rate and the decay of each group are set anew before every step; of a group, ``decays`` says whether to:
+    matrices do, vectors do not.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    hidden = _hidden_matrices(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: _Groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "decays": True},
+        {"params": [p for p in trained if p in hidden], "decays": True},
+        {"params": [p for p in trained if p not in hidden and p.ndim >= 2], "decays": True},
         {"params": [p for p in trained if p.ndim < 2], "decays": False},
     ]
     optimizer = _MAKERS[options.name](groups, options)
     optimizer.register_step_post_hook(_tell_that_weights_changed)
     return optimizer
+
+
+def _hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
+    """The weights of all linear layers but the head."""
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    return {module.weight for module in decoder.modules() if isinstance(module, nn.Linear)}
 
 
 def _adamw(groups: _Groups, options: Options) -> Optimizer:
@@ -51,6 +61,40 @@ def _adafactor(groups: _Groups, options: Options) -> Optimizer:
     )
 
 
+def _muon(groups: _Groups, options: Options) -> Optimizer:
+    """Muon (Jordan et al., 2024) for the hidden matrices, which orthogonalizes their updates; AdamW for the rest.
+
+    Its updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one rate serves both.
+    """
+    hidden, *rest = groups
+    muon = torch.optim.Muon([hidden], lr=options.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return _Together(muon, _adamw(rest, options))
+
+
+class _Together(Optimizer):
+    """Optimizers of different weights as one: the groups of all, one state, one step."""
+
+    def __init__(self, *parts: Optimizer) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for part in self._parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this one's groups and state, so that they are set, saved and loaded here."""
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.state = self.state
+            part.param_groups = list(islice(groups, len(part.param_groups)))
+
+
 def _tell_that_weights_changed(optimizer: Optimizer, *_: object) -> None:
     """Fused kernels, and those of bitsandbytes, write unseen by torch: a scale that is kept would never be renewed."""
     for group in optimizer.param_groups:
@@ -61,4 +105,5 @@ _MAKERS: dict[str, Callable[[_Groups, Options], Optimizer]] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
     "adafactor": _adafactor,
+    "muon": _muon,
 }

@@ -175,7 +175,7 @@ class WarmupTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer((model or self._student).parameters(), self.recipe.optimizer)
+            self.optimizer = make_optimizer(self._student, self.recipe.optimizer)
         return self.optimizer
 
     def create_scheduler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import signal
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import Parameter
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitconvert.errors import UsageError
 from bitconvert.recipe import Recipe, Scaling, load_recipe
@@ -24,6 +24,7 @@ from bitconvert.training.warmup import Interrupted, warmup
 NAMES = [
     "adamw",
     "adafactor",
+    "muon",
     pytest.param(
         "adamw8bit",
         marks=pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"),
@@ -35,11 +36,20 @@ def options(name: str, *overrides: str) -> Recipe:
     return load_recipe(None, [f"optimizer.name={name}", *overrides])
 
 
+def tiny() -> LlamaForCausalLM:
+    """A model whose ``gate_proj`` is (64, 256)."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=16, tie_word_embeddings=False, **sizes))
+
+
 def stepped(name: str, lr: float, decay: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.optim.Optimizer]:
     """A matrix of ones and a vector of ones after a step of rate 1e-3 and one of ``lr`` and ``decay``."""
-    torch.manual_seed(0)
-    matrix, vector = Parameter(torch.ones(64, 256)), Parameter(torch.ones(256))
-    optimizer = make_optimizer([matrix, vector], options(name).optimizer)
+    model = tiny()
+    layer = model.model.layers[0]
+    matrix, vector = layer.mlp.gate_proj.weight, layer.input_layernorm.weight
+    matrix.data.fill_(1)
+    optimizer = make_optimizer(model, options(name).optimizer)
     for rate, shrink in ((1e-3, 0.0), (lr, decay)):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -62,21 +72,20 @@ def test_the_rate_and_the_decay_of_each_step_are_those_of_its_groups(name: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rounded_weight_is_renewed_after_a_step(name: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 64))
-    insert_bitlinear(model, ["0"], Scaling(), lam=1.0)
+    model, gate = tiny(), "model.layers.0.mlp.gate_proj"
+    insert_bitlinear(model, [gate], Scaling(), lam=1.0)
     x = torch.randn(8, 256)
-    optimizer = make_optimizer(model.parameters(), options(name, "optimizer.lr=0.1").optimizer)
-    before = model(x)
+    optimizer = make_optimizer(model, options(name, "optimizer.lr=0.1").optimizer)
+    before = model.get_submodule(gate)(x)
     before.square().sum().backward()
     optimizer.step()
-    after = model(x)
+    after = model.get_submodule(gate)(x)
     assert (after - before).abs().mean() > 0.1 * before.abs().mean()
-    insert_bitlinear(model, ["0"], Scaling(), lam=1.0)
-    assert torch.equal(after, model(x))
+    insert_bitlinear(model, [gate], Scaling(), lam=1.0)
+    assert torch.equal(after, model.get_submodule(gate)(x))
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("adamw", 8, 8.1), ("adafactor", 0, 0.2)])
+@pytest.mark.parametrize(("name", "least", "most"), [("adamw", 8, 8.1), ("adafactor", 0, 0.2), ("muon", 4, 4)])
 def test_what_is_kept_beside_a_weight(name: str, least: float, most: float) -> None:
     matrix, _, optimizer = stepped(name, 1e-3)
     state = next(iter(optimizer.state.values()))
@@ -97,6 +106,36 @@ def test_adamw8bit_without_its_package_is_refused_by_name(tmp_path: Path, monkey
     with pytest.raises(UsageError, match="adamw8bit needs bitsandbytes, which is not installed") as caught:
         training_arguments(options("adamw8bit"), tmp_path)
     assert "pip install bitsandbytes" in caught.value.hint
+
+
+def test_muon_orthogonalizes_hidden_matrices_alone_and_survives_saving() -> None:
+    def steps(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape)
+        optimizer.step()
+
+    model = tiny()
+    chosen = options("muon", "optimizer.lr=1e-2").optimizer
+    optimizer = make_optimizer(model, chosen)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    steps(model, optimizer)
+    for name, parameter in model.named_parameters():
+        update = (before[name] - parameter).detach() / 1e-2
+        if "proj" in name:  # all singular values alike, at the size of AdamW's updates
+            singular = torch.linalg.svdvals(update) / (0.2 * max(update.shape) ** 0.5)
+            assert singular.quantile(0.05) > 0.5
+            assert singular.max() < 1.3
+        else:  # AdamW's first step is the gradient's sign
+            torch.testing.assert_close(update.abs(), torch.ones_like(update), atol=1e-3, rtol=0)
+
+    copied = copy.deepcopy(model)
+    resumed = make_optimizer(copied, chosen)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    torch.manual_seed(1)
+    steps(model, optimizer)
+    torch.manual_seed(1)
+    steps(copied, resumed)
+    assert all(map(torch.equal, model.parameters(), copied.parameters()))
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

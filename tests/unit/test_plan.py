@@ -77,6 +77,11 @@ def test_memory_is_told_by_kind(smollm: Path) -> None:
     assert lean.peak.get("optimizer", 0) < 0.1 * weights
     assert lean.checkpoint_bytes < 1.1 * weights
 
+    skeleton = checkpoint.skeleton()
+    hidden = 4 * sum(weight.numel() for name, weight in skeleton.named_parameters() if "_proj" in name)
+    muon = account(checkpoint, small("optimizer.name=muon"))
+    assert muon.peak["optimizer"] == pytest.approx(2 * weights - hidden, rel=0.01)
+
     on_gpu = account(checkpoint, small(), bf16=True)
     assert on_gpu.peak["teacher"] == pytest.approx(weights / 2, rel=0.01)
     assert account(checkpoint, small()) == plain  # the trainers before it have left nothing behind
