@@ -1,0 +1,94 @@
+"""The pictures of a directory of results: ratios by cell, and held-out ppl over tokens."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.quality.grid import CONTROL
+from benchmarks.quality.record import Record
+from benchmarks.quality.summary import RATIO, Row, summarize
+from bitconvert.atomic import atomic_file
+
+_COLOURS = {"best": "tab:green", "tied": "tab:olive", "": "tab:blue"}
+
+
+def plot(records: Sequence[Record], directory: Path, name: str, cells: Sequence[str] = ()) -> list[Path]:
+    """Draw both pictures, a panel for each bed.
+
+    Args:
+        records: of any beds.
+        directory: where the pictures go.
+        name: what their names begin with.
+        cells: the only ones to show; none for all.
+
+    Returns:
+        The pictures.
+    """
+    wanted = [record for record in records if not cells or record.cell in cells]
+    wanted.sort(key=lambda record: record.bed)
+    beds = {bed: summarize(list(of_bed)) for bed, of_bed in groupby(wanted, key=lambda record: record.bed)}
+    return [
+        _save(_ratios(beds), directory / f"{name}-ratios.png"),
+        _save(_curves(beds), directory / f"{name}-curves.png"),
+    ]
+
+
+def _ratios(beds: dict[str, list[Row]]) -> Figure:
+    height = 1 + 0.3 * max(len(rows) for rows in beds.values())
+    figure = Figure(figsize=(6.5 * len(beds), height), layout="constrained")
+    for axes, (bed, rows) in zip(_panels(figure, beds), beds.items(), strict=True):
+        _draw_ratios(axes, rows)
+        axes.set(title=bed, xlabel="ppl / ppl of the original (dots: seeds; bar: their range; line: mean)")
+    return figure
+
+
+def _draw_ratios(axes: Axes, rows: list[Row]) -> None:
+    measured = [row for row in rows if row.numbers]
+    for y, row in enumerate(measured):
+        values, colour = row.numbers[RATIO].values, "black" if row.cell == CONTROL else _COLOURS[row.mark]
+        axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=4, alpha=0.3, solid_capstyle="round")
+        axes.plot(values, [y] * len(values), "o", color=colour, markersize=4)
+        axes.plot([row.numbers[RATIO].mean], [y], "|", color=colour, markersize=14)
+    axes.set_yticks(range(len(measured)), [row.cell for row in measured])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    if measured and measured[-1].place > 2 * measured[0].place:
+        axes.set_xscale("log")
+
+
+def _curves(beds: dict[str, list[Row]]) -> Figure:
+    figure = Figure(figsize=(7.5 * len(beds), 5), layout="constrained")
+    for axes, (bed, rows) in zip(_panels(figure, beds), beds.items(), strict=True):
+        _draw_curves(axes, [row for row in rows if row.numbers])
+        axes.set(title=bed, xlabel="tokens", ylabel="ppl on the watched text, ternary, mean of the seeds", yscale="log")
+    return figure
+
+
+def _draw_curves(axes: Axes, rows: list[Row]) -> None:
+    for row in rows:
+        curves = [dict(record.watched.curve) for record in row.records if record.watched]
+        tokens = sorted(set.intersection(*(set(curve) for curve in curves)))
+        means = [statistics.fmean(curve[at] for curve in curves) for at in tokens]
+        style = "k--" if row.cell == CONTROL else "-"
+        axes.plot(tokens, means, style, label=row.cell, linewidth=2.5 if row.mark == "best" else 1.2)
+    originals = [record.watched.original_ppl for row in rows for record in row.records if record.watched]
+    if originals:
+        axes.axhline(originals[0], color="black", linestyle=":", label="original")
+    axes.legend(fontsize="small", ncols=2)
+    axes.grid(alpha=0.3)
+
+
+def _panels(figure: Figure, beds: dict[str, list[Row]]) -> list[Axes]:
+    return list(figure.subplots(1, len(beds), squeeze=False).flat)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return path
