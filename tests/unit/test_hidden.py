@@ -19,6 +19,7 @@ from tests.models import random_model
 
 SMALL = (
     "training.tokens=256",
+    "training.precision=float32",
     "training.context=32",
     "training.batch_size=4",
     "training.micro_batch_size=2",
