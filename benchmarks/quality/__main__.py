@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     places = Places(arguments.models and arguments.models.resolve(), arguments.runs.resolve())
     trials = _trials(arguments, places)
-    children = Children()
+    children = Children(arguments.threads)
     runner = Runner(places, arguments.results, children, arguments.jobs, arguments.threads, arguments.keep, _tell)
     _tell(places.exports())
     if arguments.dry_run:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from benchmarks.quality.places import ROOT
+_HEAVY = ("bitconvert.training.warmup", "bitconvert.evaluation.evaluate", "bitconvert.packing.pack", "bitconvert.ui")
 
 
 @dataclass(frozen=True)
@@ -51,56 +53,63 @@ class Finished:
         return [line for line in self.stderr.splitlines() if line.strip()]
 
 
+class Stopped(Exception):
+    """There will be no more commands."""
+
+
 class Caller(Protocol):
     """Runs a command line of ``bitconvert``."""
 
-    def __call__(self, argv: Sequence[str], threads: int) -> Finished:
+    def __call__(self, argv: Sequence[str]) -> Finished:
         """Return when it has ended."""
 
 
 class Children:
-    """Runs commands side by side, each in a session of its own: Ctrl-C comes to us alone, and we pass it on once."""
+    """Runs commands side by side.
 
-    def __init__(self) -> None:
+    Each is the command line's own ``main`` in a fork of a process that has imported torch and the rest once: what takes
+    seconds of CPU. Each is in a session of its own: Ctrl-C comes to us alone, and we pass it on once.
+
+    Args:
+        threads: CPU threads of each command.
+        imported: modules that they find loaded.
+    """
+
+    def __init__(self, threads: int, imported: Sequence[str] = _HEAVY) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read once, by the process that the others are forks of
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to look for a GPU must not open it before the fork
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*imported])
         self._running: set[int] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
-    def __call__(self, argv: Sequence[str], threads: int) -> Finished:
+    def __call__(self, argv: Sequence[str]) -> Finished:
         """See ``Caller``.
 
         Raises:
             Stopped: before it began.
         """
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        began = time.monotonic()
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        with tempfile.TemporaryDirectory() as name:
+            directory, began = Path(name), time.monotonic()
+            process = self._context.Process(target=_run, args=(tuple(argv), directory))
             with self._lock:
                 if self._stopped:
                     raise Stopped
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "bitconvert", *argv],
-                    cwd=ROOT,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                )
-                self._running.add(process.pid)
-            _, status, usage = os.wait4(process.pid, 0)
+                process.start()
+                pid = process.pid or 0
+                self._running.add(pid)
+            process.join()
             with self._lock:
-                self._running.remove(process.pid)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            for stream in (stdout, stderr):
-                stream.seek(0)
+                self._running.remove(pid)
+            cpu_seconds, peak_bytes = _cost(directory / "cost")
             return Finished(
-                code=process.returncode,
-                stdout=stdout.read().decode(errors="replace"),
-                stderr=stderr.read().decode(errors="replace"),
+                code=process.exitcode or 0,
+                stdout=(directory / "stdout").read_text(encoding="utf-8", errors="replace"),
+                stderr=(directory / "stderr").read_text(encoding="utf-8", errors="replace"),
                 seconds=time.monotonic() - began,
-                cpu_seconds=usage.ru_utime + usage.ru_stime,
-                peak_bytes=usage.ru_maxrss * 1024,
+                cpu_seconds=cpu_seconds,
+                peak_bytes=peak_bytes,
             )
 
     def stop(self) -> None:
@@ -111,5 +120,25 @@ class Children:
                 os.kill(pid, signal.SIGTERM)
 
 
-class Stopped(Exception):
-    """There will be no more commands."""
+def _run(argv: tuple[str, ...], directory: Path) -> None:
+    """In the child: be the command, and leave behind what it printed and what it cost."""
+    os.setsid()
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["bitconvert", *argv]
+    before = time.process_time()
+    try:
+        from bitconvert.cli import main
+
+        main()
+    finally:
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (directory / "cost").write_text(f"{time.process_time() - before} {peak_kib * 1024}", encoding="ascii")
+
+
+def _cost(path: Path) -> tuple[float, int]:
+    """CPU seconds and peak bytes as a command left them; 0 of one that was killed."""
+    if not path.exists():
+        return 0.0, 0
+    cpu_seconds, peak_bytes = path.read_text(encoding="ascii").split()
+    return float(cpu_seconds), int(peak_bytes)

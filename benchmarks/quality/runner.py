@@ -163,7 +163,7 @@ class Runner:
             return known
         shutil.rmtree(trial.output, ignore_errors=True)  # trained, but killed before its cost was written down
         resumed = last_checkpoint(partial_directory(trial.output)) is not None
-        finished = self.call([*trial.warmup, *(["--resume"] if resumed else [])], self.threads)
+        finished = self.call([*trial.warmup, *(["--resume"] if resumed else [])])
         cost = Cost(
             seconds=finished.seconds,
             cpu_seconds=finished.cpu_seconds,
@@ -179,7 +179,7 @@ class Runner:
         return done
 
     def _judge(self, trial: Trial) -> Measured:
-        report = _document(self.call(trial.evaluation, self.threads))
+        report = _document(self.call(trial.evaluation))
         values = {**report["perplexity"], **report["comparison"]}
         return Measured(**{name: values[name] for name in Measured.model_fields})
 

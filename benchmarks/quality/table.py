@@ -18,8 +18,8 @@ _COLUMNS = (
     ("bits/byte", "bits_per_byte", ".4f"),
 )
 _LEGEND = """\
-Mean ± standard deviation over n seeds; each seed is another order of the data, the same for all rows. The control is the
-same tokens in full precision; a ratio to it compares equal seeds. **best**: the lowest ppl of a ternary model; tied: no
+Mean ± standard deviation over n seeds; a seed is an order of the data, the same for all rows. The control is the same
+tokens in full precision; a ratio to it compares equal seeds. **best**: the lowest ppl of a ternary model; tied: no
 further from it than the larger of both deviations. A learning rate is the best of those tried on the first seed, by ppl
 on a text of its own (watched); `<` and `>` say that the lowest or the highest won, so that others may be better."""
 
