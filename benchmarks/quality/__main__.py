@@ -6,10 +6,10 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from benchmarks.quality import files
-from benchmarks.quality.bed import EMBEDDED, Bed
+from benchmarks.quality.bed import EMBEDDED, Bed, Tier
 from benchmarks.quality.grid import CONTROL, Grid
 from benchmarks.quality.record import read_records
 from benchmarks.quality.table import table
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure what has no result yet")
     run.set_defaults(do=_run)
     run.add_argument("grids", nargs="+", metavar="GRID", help=f"{', '.join(files.names('grids'))}, or a YAML file")
-    run.add_argument("--tier", choices=("screening", "real"), default="screening", help="all beds of this tier")
+    run.add_argument("--tier", choices=get_args(Tier), default="screening", help="all beds of this tier")
     run.add_argument("--bed", action="append", metavar="BED", help="these beds instead. Repeatable.")
     run.add_argument("--cell", action="append", metavar="CELL", default=[], help="these cells only. Repeatable.")
     run.add_argument("--models", type=Path, metavar="DIR", help="models and texts of beds other than `demo`")

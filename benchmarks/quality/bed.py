@@ -11,7 +11,7 @@ from benchmarks.quality.files import Section
 EMBEDDED = "demo"
 """The model that bitconvert brings along; its texts are stories, written when they are needed."""
 
-Tier = Literal["screening", "real"]
+Tier = Literal["screening", "real", "long"]
 
 
 class Bed(Section):
@@ -19,7 +19,7 @@ class Bed(Section):
 
     name: str = Field(description="of the file")
     about: str = Field(description="one line")
-    tier: Tier = Field(description="two cores and an hour; or a real model, and patience")
+    tier: Tier = Field(description="an hour on two cores; a real model, hours; a million tokens, a night")
     model: str = Field(description="`demo`, or a directory or GGUF file below --models")
     training: tuple[str, ...] = Field((), description="texts below --models; none for `demo`")
     held_out: str = Field("", description="a text below --models that nobody trains on; none for `demo`")
