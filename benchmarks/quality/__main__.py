@@ -88,10 +88,13 @@ def _trials(arguments: argparse.Namespace, places: Places) -> list[Trial]:
     made: dict[str, Trial] = {}
     for bed in _beds(arguments):
         for name in arguments.grids:
-            for trial in trials_of(files.load(Grid, "grids", name), bed, places, arguments.cell):
+            for trial in trials_of(files.load(Grid, "grids", name), bed, places, _tell):
                 if made.setdefault(trial.name, trial).warmup != trial.warmup:
                     raise UsageError(f"{trial.cell}: is another cell in another grid", "give one another name")
-    return list(made.values())
+    cells = {trial.cell for trial in made.values()}
+    if unknown := sorted(set(arguments.cell) - cells):
+        raise UsageError(f"--cell {unknown[0]}: no such cell", f"there are {', '.join(sorted(cells))}")
+    return [trial for trial in made.values() if not arguments.cell or trial.cell in arguments.cell]
 
 
 def _beds(arguments: argparse.Namespace) -> list[Bed]:

@@ -63,6 +63,7 @@ class Record(Section):
     measured: Measured | None = None
     watched: Watched | None = None
     cost: Cost
+    precision: str = Field(description="of the products of the training, where they are not integers")
     hardware: str
     versions: dict[str, str]
     commit: str

@@ -29,7 +29,7 @@ from benchmarks.quality.summary import best_lr
 from benchmarks.quality.trial import Trial
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
-from bitconvert.training.trainer import METRICS, last_checkpoint
+from bitconvert.training.trainer import METRICS, last_checkpoint, uses_bf16
 from bitconvert.training.warmup import partial_directory
 
 _WARMUP = "warmup.json"
@@ -149,6 +149,7 @@ class Runner:
             measured=measured,
             watched=watched,
             cost=Cost(**warmup["cost"]),
+            precision="bf16" if uses_bf16(trial.recipe) else "float32",
             hardware=machine.hardware(),
             versions=machine.versions(),
             commit=machine.commit(),

@@ -53,7 +53,11 @@ def _facts(records: list[Record]) -> str:
     if measured := [record.measured for record in records if record.measured]:
         told = f"judged on {measured[0].tokens_scored:,} tokens (ppl of the original: {measured[0].original_ppl:.4f})"
         facts.append(told)
-    facts += [of_all(lambda of: of.hardware), f"threads: {of_all(lambda of: of.cost.threads)}"]
+    facts += [
+        of_all(lambda of: of.hardware),
+        f"threads: {of_all(lambda of: of.cost.threads)}",
+        of_all(lambda of: of.precision),
+    ]
     facts += [f"torch {of_all(lambda of: of.versions['torch'])}", f"commit {of_all(lambda of: of.commit)}"]
     return "; ".join(facts) + "."
 

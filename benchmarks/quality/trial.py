@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,31 +62,29 @@ class Trial:
         return dict(_flat({name: value for name, value in sections.items() if name not in _NOT_THE_METHOD}))
 
 
-def trials_of(grid: Grid, bed: Bed, places: Places, cells: Sequence[str] = ()) -> list[Trial]:
+def trials_of(grid: Grid, bed: Bed, places: Places, tell: Callable[[str], None]) -> list[Trial]:
     """All that a grid may ask of a bed: each cell with each learning rate and each seed.
 
     Args:
         grid: the cells.
         bed: the model and its texts, which are written if need be.
         places: where everything lies.
-        cells: names of the only ones wanted; none for all.
+        tell: told which cells are left out because their recipes are refused: methods come, and go again.
 
     Raises:
-        UsageError: a cell has no such name, a recipe is wrong, or a cell would train on other tokens than the others.
+        UsageError: a cell would train on other tokens than the others.
     """
-    on_bed = grid.cells_on(bed)
-    if unknown := sorted(set(cells) - set(on_bed)):
-        raise UsageError(f"{grid.name}: has no cell {', '.join(unknown)}", f"there are {', '.join(on_bed)}")
     tokens = load_recipe(bed.recipe, _overrides(bed.set)).training.tokens
     texts = prepare(bed, tokens, places)
-    made = [
-        _trial(bed, name, cell, lr, seed, texts, places)
-        for name, cell in on_bed.items()
-        for seed in bed.seeds
-        for lr in cell.lr or bed.lr
-    ]
+    made: list[Trial] = []
+    for name, cell in grid.cells_on(bed).items():
+        rates = cell.lr or bed.lr
+        try:
+            made += [_trial(bed, name, cell, lr, seed, texts, places) for seed in bed.seeds for lr in rates]
+        except UsageError as error:
+            tell(f"{bed.name}/{name} is left out: {error.message}")
     _require_same_data(made)
-    return [trial for trial in made if not cells or trial.cell in cells]
+    return made
 
 
 def _trial(bed: Bed, name: str, cell: Cell, lr: float, seed: int, texts: Texts, places: Places) -> Trial:
