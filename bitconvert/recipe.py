@@ -102,6 +102,12 @@ class Optimizer(_Section):
     )
     eps: float = Field(1e-8, gt=0.0, description="of the AdamWs")
     max_grad_norm: float = Field(1.0, gt=0.0)
+    ema: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share that an average of the weights keeps at a step; it is measured and saved for them; 0: none",
+    )
 
 
 class Training(_Section):

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,7 @@ from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import FullTarget, distillation_loss
 from bitconvert.training.hidden import LayerOutputs, hidden_error
-from bitconvert.training.optimizers import make_optimizer
+from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
 from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
@@ -156,8 +156,9 @@ class WarmupTrainer(Trainer):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure the model that will be packed: λ = 1, whatever the training is at."""
-        with self.lam.at(1.0), self._clock_stopped():
+        """Measure the model that will be packed: λ = 1, whatever the training is at, and averaged weights if any."""
+        weights = averaged(self.optimizer) if self.optimizer else nullcontext()
+        with self.lam.at(1.0), weights, self._clock_stopped():
             return super().evaluation_loop(*args, **kwargs)
 
     def ternary_ppl(self) -> float:
@@ -169,6 +170,10 @@ class WarmupTrainer(Trainer):
         with self.lam.at(0.0):
             metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
         return self._ppl((metrics or {})["eval_loss"])
+
+    def adopt_averages(self) -> None:
+        """Leave the student with the weights that were measured, where those are averages."""
+        adopt_averages(self._optimizer)
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

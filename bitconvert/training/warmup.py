@@ -282,6 +282,7 @@ def _train(
             f"continue with: bitconvert warmup --resume --output {shlex.quote(str(output))}",
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
+    trainer.adopt_averages()
 
 
 def _measured_at_start(run_directory: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitconvert.errors import UsageError
+from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Recipe, Scaling, load_recipe
 from bitconvert.report import Silent
 from bitconvert.ternary.bitlinear import insert_bitlinear
-from bitconvert.training.optimizers import make_optimizer
+from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
 from bitconvert.training.trainer import training_arguments
 from bitconvert.training.warmup import Interrupted, warmup
 
@@ -30,6 +32,8 @@ NAMES = [
         marks=pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"),
     ),
 ]
+
+SHORT = ("training.tokens=640", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64")
 
 
 def options(name: str, *overrides: str) -> Recipe:
@@ -138,22 +142,50 @@ def test_muon_orthogonalizes_hidden_matrices_alone_and_survives_saving() -> None
     assert all(map(torch.equal, model.parameters(), copied.parameters()))
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+def test_averaged_weights_stand_in_for_those_that_train() -> None:
+    model = tiny()
+    weight = model.model.layers[0].mlp.gate_proj.weight
+    optimizer = make_optimizer(model, options("adamw", "optimizer.ema=0.75").optimizer)
+    values = []
+    for _ in range(3):
+        weight.grad = torch.randn(weight.shape)
+        optimizer.step()
+        values.append(weight.detach().clone())
+    expected = 0.75**2 * values[0] + 0.75 * 0.25 * values[1] + 0.25 * values[2]
+    version = weight._version
+    with averaged(optimizer):
+        torch.testing.assert_close(weight.detach(), expected)
+        assert weight._version > version
+    assert torch.equal(weight, values[2])
+    adopt_averages(optimizer)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_what_is_measured_and_saved_is_the_average(smollm: Path, story: Path, tmp_path: Path) -> None:
+    def run(decay: float) -> tuple[list[dict[str, float]], float]:
+        recipe = options("adamw", *SHORT, f"data.sources=[{story}]", f"optimizer.ema={decay}")
+        report = warmup(str(smollm), tmp_path / str(decay), recipe, reporter=Silent())
+        lines = (tmp_path / str(decay) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines], report.held_out_ppl
+
+    (plain, ppl), (averages, ppl_of_average) = run(0.0), run(0.5)
+    assert [line["loss"] for line in plain if "loss" in line] == [line["loss"] for line in averages if "loss" in line]
+    assert averages[0] == plain[0]
+    assert ppl_of_average == averages[-1]["held_out_ppl"] != ppl
+    saved = open_checkpoint(str(tmp_path / "0.5"))
+    again = saved.load_latent().state_dict()["model.embed_tokens.weight"]
+    live = open_checkpoint(str(tmp_path / "0.0")).load_latent().state_dict()["model.embed_tokens.weight"]
+    assert not torch.equal(again, live)
+
+
+@pytest.mark.parametrize("name", [*NAMES[1:], "adamw optimizer.ema=0.9"])
 def test_a_resumed_run_gives_the_same_weights_bit_for_bit(name: str, smollm: Path, story: Path, tmp_path: Path) -> None:
     class Stopping(Silent):
         def metrics(self, values: Mapping[str, float]) -> None:
             if values["step"] == 3 and "loss" in values:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    recipe = options(
-        name,
-        "training.tokens=640",
-        "training.context=32",
-        "training.batch_size=4",
-        "optimizer.weight_decay=0.1",
-        "data.held_out_tokens=64",
-        f"data.sources=[{story}]",
-    )
+    recipe = options(*name.split(), *SHORT, "optimizer.weight_decay=0.1", f"data.sources=[{story}]")
     report = warmup(str(smollm), tmp_path / "whole", recipe, reporter=Silent())
     assert report.held_out_ppl < report.rounded_ppl
     with pytest.raises(Interrupted):
