@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear, product_dtype
-from bitconvert.ternary.quantize import quantize_int8, scale_of, ternarize
+from bitconvert.ternary.quantize import TernaryTensor, codes_of, quantize_int8, scale_of, ternarize
 
 
 class Lambda(nn.Module):
@@ -153,6 +153,13 @@ class BitLinear(nn.Linear):
         scale = scale_of(self.weight, self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
         self._estimated_of = weakref.ref(self.weight), self.weight._version
+
+    @torch.no_grad()
+    def pull(self, share: float) -> None:
+        """Move the latent weight by a share of its distance toward the ternary weight that it rounds to."""
+        self.refresh()
+        assert self.scale is not None
+        self.weight.lerp_(TernaryTensor(codes_of(self.weight, self.scale), self.scale).dequantize(), share)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import Adafactor, PreTrainedModel
 
 from bitconvert.recipe import Optimizer as Options
+from bitconvert.ternary.bitlinear import BitLinear, bitlinears
 
 _Groups = list[dict[str, Any]]
 
@@ -25,8 +26,8 @@ _AVERAGE = "average"
 def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
     """The recipe's optimizer of a model, in three groups: hidden matrices, other matrices, vectors (norms, biases).
 
-    The rate and the decay of each group are set anew before every step; of a group, ``decays`` says whether to:
-    matrices do, vectors do not.
+    The rate, the decay and the pull of each group are set anew before every step; of a group, ``decays`` says whether
+    it does: matrices do, vectors do not.
     """
     hidden = _hidden_matrices(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -37,6 +38,8 @@ def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
     ]
     optimizer = _MAKERS[options.name](groups, options)
     optimizer.register_step_post_hook(_tell_that_weights_changed)
+    if options.pull:
+        optimizer.register_step_post_hook(partial(_pull, bitlinears(model)))
     if options.ema:
         optimizer.register_step_post_hook(partial(_average, options.ema))
     return optimizer
@@ -117,6 +120,17 @@ class _Together(Optimizer):
         for part in self._parts:
             part.state = self.state
             part.param_groups = list(islice(groups, len(part.param_groups)))
+
+
+def _pull(layers: list[BitLinear], optimizer: Optimizer, *_: object) -> None:
+    """Decay toward the ternary weights, decoupled from the gradient as AdamW's decay toward 0: by rate times ``pull``.
+
+    The idea of a force toward the codes: Bai et al., "ProxQuant" (arXiv 1810.00861); Nagel et al. (arXiv 2203.08573).
+    """
+    group = optimizer.param_groups[0]
+    if group["pull"]:
+        for layer in layers:
+            layer.pull(group["lr"] * group["pull"])
 
 
 def _average(decay: float, optimizer: Optimizer, *_: object) -> None:

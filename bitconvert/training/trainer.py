@@ -103,12 +103,13 @@ class WarmupTrainer(Trainer):
     # ---- one step -------------------------------------------------------------------------------------------------
 
     def set_progress(self, step: int) -> None:
-        """Set λ, learning rate and weight decay for an optimizer step: each is a function of the progress alone."""
+        """Set λ, learning rate, decay and pull for an optimizer step: each is a function of the progress alone."""
         t = (step + 0.5) / self.recipe.training.steps
         options = self.recipe.optimizer
         self.lam.set(*lambdas_at(t, self.recipe.lam))
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * lr_at(t, options.lr_schedule, options.lr_warmup, options.lr_final)
+            group["pull"] = options.pull if t >= options.pull_from else 0.0
             if group["decays"]:
                 group["weight_decay"] = weight_decay_at(t, options.weight_decay_schedule, options.weight_decay)
 

@@ -18,7 +18,8 @@ from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Recipe, Scaling, load_recipe
 from bitconvert.report import Silent
-from bitconvert.ternary.bitlinear import insert_bitlinear
+from bitconvert.ternary.bitlinear import BitLinear, insert_bitlinear
+from bitconvert.ternary.quantize import ternarize
 from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
 from bitconvert.training.trainer import training_arguments
 from bitconvert.training.warmup import Interrupted, warmup
@@ -38,6 +39,10 @@ SHORT = ("training.tokens=640", "training.context=32", "training.batch_size=4", 
 
 def options(name: str, *overrides: str) -> Recipe:
     return load_recipe(None, [f"optimizer.name={name}", *overrides])
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def tiny() -> LlamaForCausalLM:
@@ -142,6 +147,33 @@ def test_muon_orthogonalizes_hidden_matrices_alone_and_survives_saving() -> None
     assert all(map(torch.equal, model.parameters(), copied.parameters()))
 
 
+def test_latents_are_pulled_to_their_codes_in_the_last_part_alone(
+    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def pull(layer: BitLinear, share: float) -> None:
+        before, ternary = layer.weight.detach().clone(), ternarize(layer.weight, layer.scaling).dequantize()
+        real(layer, share)
+        shares.append(share)
+        torch.testing.assert_close(layer.weight.detach(), before - share * (before - ternary))
+        assert not torch.equal(layer.weight, before)
+
+    real = BitLinear.pull
+    monkeypatch.setattr(BitLinear, "pull", pull)
+    recipe = options("muon", *SHORT, f"data.sources=[{story}]", "optimizer.pull=20", "optimizer.pull_from=0.6")
+    warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    rates = [line["lr"] for line in metrics(tmp_path / "out") if "lr" in line]
+    layers = 7 * open_checkpoint(str(smollm)).complete.num_hidden_layers
+    assert shares == [20 * rate for rate in rates[3:] for _ in range(layers)]
+
+
+@pytest.mark.parametrize(("more", "problem"), [("control=true", "no codes to pull"), ("optimizer.lr=0.1", "above 1")])
+def test_a_pull_that_cannot_be_is_refused(more: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        options("adamw", "optimizer.pull=20", more)
+
+
 def test_averaged_weights_stand_in_for_those_that_train() -> None:
     model = tiny()
     weight = model.model.layers[0].mlp.gate_proj.weight
@@ -165,8 +197,7 @@ def test_what_is_measured_and_saved_is_the_average(smollm: Path, story: Path, tm
     def run(decay: float) -> tuple[list[dict[str, float]], float]:
         recipe = options("adamw", *SHORT, f"data.sources=[{story}]", f"optimizer.ema={decay}")
         report = warmup(str(smollm), tmp_path / str(decay), recipe, reporter=Silent())
-        lines = (tmp_path / str(decay) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines], report.held_out_ppl
+        return metrics(tmp_path / str(decay)), report.held_out_ppl
 
     (plain, ppl), (averages, ppl_of_average) = run(0.0), run(0.5)
     assert [line["loss"] for line in plain if "loss" in line] == [line["loss"] for line in averages if "loss" in line]
