@@ -7,7 +7,8 @@ computing them again on the way back. Source of the idea: Hsu et al., "Liger Ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,13 +53,13 @@ class FullTarget(NamedTuple):
         hidden: the teacher's hidden states, shape (positions, hidden).
         head: what makes logits of them.
         temperature: of the loss.
-        layers: its hidden states after each decoder layer, shape (batch, context, hidden); none unless asked for.
+        inside: what it computed on the way, by the term of the loss that asked for it.
     """
 
     hidden: Tensor
     head: Head
     temperature: float
-    layers: Sequence[Tensor] = ()
+    inside: Mapping[str, Sequence[Tensor]] = MappingProxyType({})
 
     def log_probs(self, positions: slice, student: Tensor) -> Tensor:
         """See ``Target``."""

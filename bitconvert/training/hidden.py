@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-class LayerOutputs:
-    """What the decoder layers of a model give, kept when asked for.
-
-    Its hooks are there from the beginning to the end, and compiled layers break their graphs for them: a graph does
-    not look again at which hooks there are.
-
-    Args:
-        model: gets the hooks.
-        wanted: whether it gets them at all; without them nothing is ever kept.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, wanted: bool) -> None:
-        self._kept: list[Tensor] | None = None
-        for layer in model.get_decoder().layers if wanted else ():  # type: ignore[no-untyped-call]
-            layer.register_forward_hook(self._keep)
-
-    @contextmanager
-    def kept(self) -> Iterator[list[Tensor]]:
-        """A list to which forward passes within the block append, layer by layer, shape (batch, context, hidden)."""
-        outputs: list[Tensor] = []
-        self._kept = outputs
-        try:
-            yield outputs
-        finally:
-            self._kept = None
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if self._kept is not None:
-            self._kept.append(output)
+def decoder_layers(model: PreTrainedModel) -> Iterable[nn.Module]:
+    """The modules whose outputs are the hidden states, each of shape (batch, context, hidden)."""
+    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[no-untyped-call]
+    return layers
 
 
 def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import FullTarget, distillation_loss
-from bitconvert.training.hidden import LayerOutputs, hidden_error
+from bitconvert.training.inside import Inside, inside_errors
 from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
 from bitconvert.training.teacher import Teacher
 
@@ -94,7 +94,7 @@ class WarmupTrainer(Trainer):
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {}
         self._last_log = (time.monotonic(), 0)
-        self._layers = LayerOutputs(student, wanted=self._distill.hidden > 0)
+        self._inside = Inside(student, self._distill)
         if recipe.training.activation_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
         if recipe.training.compile:
@@ -126,14 +126,14 @@ class WarmupTrainer(Trainer):
         items = num_items_in_batch or tokens[:, 1:].numel()
         target = self._teacher.target(inputs) if self._teacher and model.training else None
         with self.accelerator.autocast():
-            with self._layers.kept() as layers:
+            with self._inside.kept() as inside:
                 hidden = hidden_states(self._student, tokens)
             head, likely = head_of(self._student), target if options.kl else None
             loss, kl, ce = distillation_loss(hidden, head, likely, tokens, options, items)
         parts = {"kl": kl, "ce": ce}
-        if isinstance(target, FullTarget) and options.hidden:
-            error = hidden_error(layers, target.layers) / items
-            loss, parts["hidden"] = loss + options.hidden * error, error.detach()
+        if isinstance(target, FullTarget):
+            for name, error in inside_errors(inside, target.inside).items():
+                loss, parts[name] = loss + getattr(options, name) * error / items, error.detach() / items
         if model.training:
             self._parts = {name: self._parts.get(name, 0.0) + part for name, part in parts.items()}
         return (loss, {}) if return_outputs else loss

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from bitconvert.errors import UsageError
 from bitconvert.models.head import hidden_states
-from bitconvert.recipe import load_recipe
+from bitconvert.recipe import Distillation, load_recipe
 from bitconvert.report import Silent
-from bitconvert.training.hidden import LayerOutputs, hidden_error
+from bitconvert.training.hidden import hidden_error
+from bitconvert.training.inside import Inside
 from bitconvert.training.warmup import warmup
 from tests.models import random_model
 
@@ -36,11 +37,11 @@ def test_each_position_counts_its_error_relative_to_itself() -> None:
     kept = []
     for model in models:
         model.model.embed_tokens.weight.data[tokens[0, 0]] *= 1000  # massive, as beginnings of texts are
-        outputs = LayerOutputs(model, wanted=True)
-        with outputs.kept() as states:
+        inside = Inside(model, Distillation(hidden=1.0))
+        with inside.kept() as outputs:
             hidden_states(model, tokens)
         hidden_states(model, tokens)
-        kept.append(states)
+        kept.append(outputs["hidden"])
     student, teacher = (model.model(tokens, output_hidden_states=True).hidden_states for model in models)
     for ours, theirs in zip(kept, (student, teacher), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours[:-1], theirs[1:-1], strict=True))
