@@ -56,12 +56,15 @@ class LambdaRamp(_Section):
 
 
 class Distillation(_Section):
-    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text + hidden * error of hidden states."""
+    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text, and terms of what is inside."""
 
     kl: float = Field(0.65, ge=0.0, description="weight of the divergence from the original model")
     ce: float = Field(0.35, ge=0.0, description="weight of the cross-entropy with the text")
     hidden: float = Field(
         0.0, ge=0.0, description="weight of the relative squared error of the hidden states after each layer"
+    )
+    relations: float = Field(
+        0.0, ge=0.0, description="weight of the KL of BitDistill's attention relations, in one late layer; 30 to 3000"
     )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
@@ -76,8 +79,8 @@ class Distillation(_Section):
 
     @model_validator(mode="after")
     def _known_to_the_cache(self) -> Distillation:
-        if self.cache and self.hidden:
-            raise ValueError("cache keeps the original's likeliest tokens alone, not what hidden needs")
+        if self.cache and self.hidden + self.relations:
+            raise ValueError("cache keeps the original's likeliest tokens alone, not what hidden and relations need")
         return self
 
 
@@ -192,6 +195,12 @@ class Recipe(_Section):
     def _codes_to_pull_to(self) -> Recipe:
         if self.control and self.optimizer.pull:
             raise ValueError("optimizer.pull: a control run has no codes to pull its weights to")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_alike(self) -> Recipe:
+        if self.distill.relations and self.training.compile:
+            raise ValueError("distill.relations looks into one layer, training.compile takes all for the same")
         return self
 
     def to_yaml(self) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from bitconvert.recipe import Distillation
 from bitconvert.training.hidden import decoder_layers, hidden_error
+from bitconvert.training.relations import attention_projections, relation_divergence
 
 
 class Term(NamedTuple):
@@ -22,7 +23,10 @@ class Term(NamedTuple):
     error: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
-TERMS = {"hidden": Term(decoder_layers, hidden_error)}
+TERMS = {
+    "hidden": Term(decoder_layers, hidden_error),
+    "relations": Term(attention_projections, relation_divergence),
+}
 """By the names of their weights among the options of distillation."""
 
 Outputs = dict[str, list[Tensor]]
