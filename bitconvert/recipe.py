@@ -53,6 +53,15 @@ class LambdaRamp(_Section):
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
     )
+    blend: Literal["linear", "levels"] = Field(
+        "linear", description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three"
+    )
+
+    @model_validator(mode="after")
+    def _blend_is_seen(self) -> LambdaRamp:
+        if self.blend != "linear" and (self.curve == "instant" or self.reach_one_at == 0):
+            raise ValueError(f"blend {self.blend} is for λ < 1, and this λ is 1 from the start")
+        return self
 
 
 class Distillation(_Section):

@@ -26,6 +26,7 @@ class Lambda(nn.Module):
     Attributes:
         value: λ of the weights, a scalar tensor.
         of_activations: λ of the activations, a scalar tensor; it may run ahead.
+        blend: what the weights look like at λ < 1, a key of BLENDS.
         settings: both, as numbers.
         is_latent: whether both are 0.
         has_ternary_weights: whether λ of the weights is 1.
@@ -35,8 +36,9 @@ class Lambda(nn.Module):
     value: Tensor
     of_activations: Tensor
 
-    def __init__(self, value: float = 0.0) -> None:
+    def __init__(self, value: float = 0.0, blend: str = "linear") -> None:
         super().__init__()
+        self.blend = blend
         self.register_buffer("value", torch.tensor(0.0), persistent=False)
         self.register_buffer("of_activations", torch.tensor(0.0), persistent=False)
         self.rounded = _LastRounded()
@@ -135,8 +137,9 @@ class BitLinear(nn.Linear):
             self.refresh()
         lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
+        weight = self.weight if self.codes is None else self.codes
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, self.weight if self.codes is None else self.codes, self.bias, *rounded, self.scale, lam, product_dtype(x)
+            x, weight, self.bias, *rounded, self.scale, lam, self.lam.blend, product_dtype(x)
         )
         return y
 
@@ -170,7 +173,9 @@ class BitLinear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
 
 
-def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0) -> Lambda:
+def insert_bitlinear(
+    model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0, blend: str = "linear"
+) -> Lambda:
     """Put a BitLinear in place of each named nn.Linear, sharing its parameters.
 
     Args:
@@ -178,11 +183,12 @@ def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, l
         names: dotted module names.
         scaling: estimator and granularity of the weights' scales.
         lam: where λ starts.
+        blend: what the weights look like at λ < 1, a key of BLENDS.
 
     Returns:
         The λ that the new layers share.
     """
-    shared = Lambda(lam)
+    shared = Lambda(lam, blend)
     for name in names:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):

@@ -6,8 +6,7 @@ is exact as long as sums stay below 2^24. In float32 the gradients are products 
 in fixed point, 24 bits of each row's largest value, is three int8 digits, and what they are multiplied with (codes or
 activations) is int8 already. A float32 product rounds as much.
 
-Sources: Ma et al. (arXiv 2402.17764) for the layer, Bengio et al. (arXiv 1308.3432) for the straight-through gradient,
-Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the blend by λ.
+Sources: Ma et al. (arXiv 2402.17764) for the layer, Bengio et al. (arXiv 1308.3432) for the straight-through gradient.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bitconvert.ternary.blends import BLENDS
 from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of
 
 _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
@@ -48,6 +48,7 @@ class StraightThroughLinear(torch.autograd.Function):
         x_codes, x_scale: what ``x`` was rounded to (see Int8Tensor), or the blend and None.
         w_scale: of the ternary weight (see TernaryTensor).
         lam: scalar tensor that blends the weights; None where they are ternary.
+        blend: how it does that, a key of BLENDS.
         dtype: of the result, and of products that are not of integers.
     """
 
@@ -61,17 +62,17 @@ class StraightThroughLinear(torch.autograd.Function):
         x_scale: Tensor | None,
         w_scale: Tensor,
         lam: Tensor | None,
+        blend: str,
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x_codes, x_scale, weight, w_scale, lam)
-        ctx.x_dtype = x.dtype
-        ternary = TernaryTensor(_codes(weight, w_scale), w_scale)
+        ctx.x_dtype, ctx.blend = x.dtype, blend
         with torch.autocast(x.device.type, enabled=False):
             if lam is None and x_scale is not None and _is_worth_integers(x_scale, w_scale, x.shape[-1]):
-                y = _integer_product(Int8Tensor(x_codes, x_scale), ternary).to(dtype)
+                y = _integer_product(Int8Tensor(x_codes, x_scale), _ternary(weight, w_scale)).to(dtype)
             else:
-                w = ternary.dequantize() if lam is None else _blend(weight, ternary, lam)
-                y = functional.linear(_activations(x_codes, x_scale).to(dtype), w.to(dtype))
+                w = _weights(weight, w_scale, lam, blend).to(dtype)
+                y = functional.linear(_activations(x_codes, x_scale).to(dtype), w)
             return y if bias is None else y.add_(bias)
 
     @staticmethod
@@ -81,11 +82,13 @@ class StraightThroughLinear(torch.autograd.Function):
         rows = _rows(gradients[0])
         dx = dw = None
         if for_x:
-            dx = _input_gradient(rows, weight, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
+            dx = _input_gradient(rows, weight, w_scale, lam, ctx.blend).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
             x_scales = None if x_scale is None else _rows(x_scale)
             dw = _weight_gradient(rows, _rows(x_codes), x_scales).to(weight.dtype)
-        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 5
+            slope = None if lam is None else BLENDS[ctx.blend].slope
+            dw = dw if slope is None else dw * slope(weight, w_scale, lam)
+        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 6
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
@@ -121,16 +124,15 @@ def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> T
 
 
 @torch.library.custom_op("bitconvert::input_gradient", mutates_args=())
-def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
+def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None, blend: str) -> Tensor:
     """Gradient (tokens, out) @ w' (out, in)."""
-    ternary = TernaryTensor(_codes(weight, scale), scale)
     if lam is None and scale.shape[-1] == 1 and _has_exact_integers(gradient):
-        return _by_blocks(gradient, scale.view(1, -1), ternary.codes)
-    return gradient @ (ternary.dequantize() if lam is None else _blend(weight, ternary, lam)).to(gradient.dtype)
+        return _by_blocks(gradient, scale.view(1, -1), _ternary(weight, scale).codes)
+    return gradient @ _weights(weight, scale, lam, blend).to(gradient.dtype)
 
 
 @_input_gradient.register_fake
-def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
+def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None, _blend: str) -> Tensor:
     return gradient.new_empty(gradient.shape[0], weight.shape[1])
 
 
@@ -204,14 +206,14 @@ def product_dtype(factor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factor.dtype
 
 
-def _codes(weight: Tensor, scale: Tensor) -> Tensor:
-    """Codes of a weight, or the codes that it already is."""
-    return weight if weight.dtype == torch.int8 else codes_of(weight, scale)
+def _ternary(weight: Tensor, scale: Tensor) -> TernaryTensor:
+    """A weight rounded, or what the codes mean that it already is."""
+    return TernaryTensor(weight if weight.dtype == torch.int8 else codes_of(weight, scale), scale)
 
 
-def _blend(weight: Tensor, ternary: TernaryTensor, lam: Tensor) -> Tensor:
-    """``w + lam * (Q(w) - w)``, exact at both ends."""
-    return torch.lerp(weight, ternary.dequantize().to(weight.dtype), lam.to(weight.dtype))
+def _weights(weight: Tensor, scale: Tensor, lam: Tensor | None, blend: str) -> Tensor:
+    """What a float product multiplies with: w' (out, in)."""
+    return _ternary(weight, scale).dequantize() if lam is None else BLENDS[blend].weights(weight, scale, lam)
 
 
 def _activations(codes: Tensor, scale: Tensor | None) -> Tensor:

@@ -89,7 +89,7 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe)
     """
     if recipe.control:
         return Lambda()
-    return insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling)
+    return insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling, blend=recipe.lam.blend)
 
 
 def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
