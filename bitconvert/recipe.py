@@ -53,8 +53,10 @@ class LambdaRamp(_Section):
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
     )
-    blend: Literal["linear", "levels"] = Field(
-        "linear", description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three"
+    blend: Literal["linear", "levels", "soft"] = Field(
+        "linear",
+        description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three; soft: the mean "
+        "of the three, as likely as they are near",
     )
 
     @model_validator(mode="after")

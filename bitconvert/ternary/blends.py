@@ -3,11 +3,13 @@
 Each takes a latent weight, float32 (out, in), the scale of its ternary form (see TernaryTensor) and λ, a scalar tensor,
 and gives the weights that are multiplied with: those of a straight-through layer unless the row names their slope.
 
-Sources: Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the linear one.
+Sources: Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the linear one; Wang et al., "Hestia"
+(arXiv 2601.20745, github.com/hestia2026/Hestia) for the soft one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +17,14 @@ import torch
 from torch import Tensor
 
 from bitconvert.ternary.quantize import TernaryTensor, codes_of
+
+_SOFT_AT = 0.2
+"""λ at which the soft blend has left the latent weights behind, and begins to harden."""
+
+_SOFTEST = 0.351
+"""The temperature that brings a Gaussian, in units of its absmean, nearest to itself."""
+
+_HARDEST = 1e-6
 
 _Blend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -44,7 +54,38 @@ def _levels(weight: Tensor, scale: Tensor, _: Tensor) -> Tensor:
     return TernaryTensor(codes_of(weight, step, largest=4), step).dequantize()
 
 
+def _soft(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
+    """Toward the mean of the codes, each as likely as it is near, while λ is small; then they harden to the nearest.
+
+    Hestia's schedule where λ rises linearly up to the end: a fifth of the training for the first, the rest for the
+    second. Its temperatures per layer, by the trace of the Hessian, are left out, and no gradient passes through the
+    scale.
+    """
+    mean, _, _ = _soft_codes(weight, scale, lam)
+    return torch.lerp(weight, (mean * scale.view(-1, 1)).view(weight.shape), _softened(lam))
+
+
+def _soft_slope(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
+    _, variance, temperature = _soft_codes(weight, scale, lam)
+    return torch.lerp(torch.ones_like(weight), (variance * 2 / temperature).view(weight.shape), _softened(lam))
+
+
+def _soft_codes(weight: Tensor, scale: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of a code under the softmax of -(w/s - code)^2 / T, and T; (groups, members) and a scalar."""
+    annealed = ((lam - _SOFT_AT) / (1 - _SOFT_AT)).clamp(min=0)
+    temperature = _SOFTEST * (1 + torch.cos(math.pi * annealed)) / 2 + _HARDEST
+    latent = weight.view(scale.numel(), -1) / scale.view(-1, 1)
+    nearness = torch.stack([-1 - 2 * latent, torch.zeros_like(latent), 2 * latent - 1])
+    minus, zero, plus = nearness.div_(temperature).softmax(0)
+    return plus - minus, zero * (plus + minus) + 4 * plus * minus, temperature
+
+
+def _softened(lam: Tensor) -> Tensor:
+    return (lam / _SOFT_AT).clamp(max=1)
+
+
 BLENDS: dict[str, Blend] = {
     "linear": Blend(_linear),
     "levels": Blend(_levels),
+    "soft": Blend(_soft, _soft_slope),
 }
