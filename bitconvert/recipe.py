@@ -48,21 +48,29 @@ class Scaling(_Section):
 class LambdaRamp(_Section):
     """How λ goes from 0 (latent) to 1 (ternary)."""
 
-    curve: Literal["linear", "cosine", "exponential", "sigmoid", "instant"] = "linear"
+    curve: Literal["linear", "cosine", "exponential", "sigmoid", "arenas", "instant"] = "linear"
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
     )
-    blend: Literal["linear", "levels", "soft"] = Field(
+    blend: Literal["linear", "levels", "soft", "residual"] = Field(
         "linear",
         description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three; soft: the mean "
-        "of the three, as likely as they are near",
+        "of the three, as likely as they are near; residual: Q(w) + (1 - λ) w, on the curve arenas",
     )
 
     @model_validator(mode="after")
     def _blend_is_seen(self) -> LambdaRamp:
         if self.blend != "linear" and (self.curve == "instant" or self.reach_one_at == 0):
             raise ValueError(f"blend {self.blend} is for λ < 1, and this λ is 1 from the start")
+        return self
+
+    @model_validator(mode="after")
+    def _residual_has_its_curve(self) -> LambdaRamp:
+        if (self.blend == "residual") != (self.curve == "arenas"):
+            raise ValueError("blend residual and curve arenas, on which λ falls before it rises, go together")
+        if self.curve == "arenas" and self.activations_reach_one_at != 0:
+            raise ValueError("curve arenas is for the weights alone: activations_reach_one_at must be 0")
         return self
 
 

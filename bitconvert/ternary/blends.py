@@ -4,7 +4,8 @@ Each takes a latent weight, float32 (out, in), the scale of its ternary form (se
 and gives the weights that are multiplied with: those of a straight-through layer unless the row names their slope.
 
 Sources: Mekkouri et al., "Fine-tuning LLMs to 1.58bit" (Hugging Face, 2024) for the linear one; Wang et al., "Hestia"
-(arXiv 2601.20745, github.com/hestia2026/Hestia) for the soft one.
+(arXiv 2601.20745, github.com/hestia2026/Hestia) for the soft one; Huang et al., "Sherry" (arXiv 2601.07892, Arenas in
+github.com/Tencent/AngelSlim) for the residual.
 """
 
 from __future__ import annotations
@@ -84,8 +85,19 @@ def _softened(lam: Tensor) -> Tensor:
     return (lam / _SOFT_AT).clamp(max=1)
 
 
+def _residual(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
+    """``Q(w) + (1 - λ) w``: ternary from the start, beside latent weights that fade."""
+    return TernaryTensor(codes_of(weight, scale), scale).dequantize() + (1 - lam) * weight
+
+
+def _residual_slope(_weight: Tensor, _scale: Tensor, lam: Tensor) -> Tensor:
+    """Straight through Q, and through the latent weights."""
+    return 2 - lam
+
+
 BLENDS: dict[str, Blend] = {
     "linear": Blend(_linear),
     "levels": Blend(_levels),
     "soft": Blend(_soft, _soft_slope),
+    "residual": Blend(_residual, _residual_slope),
 }

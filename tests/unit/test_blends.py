@@ -38,7 +38,16 @@ def soft(w: Tensor, s: Tensor, lam: float) -> Tensor:
     return torch.lerp(w, s * (nearness.softmax(-1) * codebook).sum(-1), min(1.0, lam / 0.2))
 
 
-PUBLISHED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"linear": linear, "levels": levels, "soft": soft}
+def residual(w: Tensor, s: Tensor, lam: float) -> Tensor:
+    return straight(w, (w / s).round().clamp(-1, 1) * s) + (1 - lam) * w
+
+
+PUBLISHED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "linear": linear,
+    "levels": levels,
+    "soft": soft,
+    "residual": residual,
+}
 OTHERS = sorted(BLENDS.keys() - {"linear"})
 
 
@@ -97,3 +106,13 @@ def test_compiled_and_eager_agree(blend: str) -> None:
 def test_a_blend_that_is_never_seen_is_refused(blend: str, never: str) -> None:
     with pytest.raises(UsageError, match="blend"):
         load_recipe(None, [f"lam.blend={blend}", never])
+
+
+ARENAS = ("lam.blend=residual", "lam.curve=arenas", "lam.activations_reach_one_at=0")
+
+
+def test_a_residual_needs_its_curve_and_rounded_activations() -> None:
+    assert load_recipe(None, ARENAS).lam.blend == "residual"
+    for missing in ARENAS:
+        with pytest.raises(UsageError, match="arenas"):
+            load_recipe(None, [option for option in ARENAS if option != missing])
