@@ -23,8 +23,9 @@ class _Section(BaseModel):
 class Scaling(_Section):
     """How the scale of a ternary weight is computed: an estimator over a granularity."""
 
-    estimator: Literal["absmean", "mse"] = Field(
-        "absmean", description="absmean is BitNet's; mse minimizes the squared rounding error"
+    estimator: Literal["absmean", "mse", "learned"] = Field(
+        "absmean",
+        description="absmean is BitNet's; mse minimizes the squared rounding error; learned is trained, from there on",
     )
     granularity: str = Field("tensor", description="one scale per tensor, row, or group:N of a row")
 
@@ -220,6 +221,12 @@ class Recipe(_Section):
     def _layers_are_alike(self) -> Recipe:
         if self.distill.relations and self.training.compile:
             raise ValueError("distill.relations looks into one layer, training.compile takes all for the same")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_can_learn(self) -> Recipe:
+        if self.scaling.estimator == "learned" and self.lam.blend != "linear":
+            raise ValueError(f"scaling.estimator learned has no gradient through lam.blend {self.lam.blend}")
         return self
 
     def to_yaml(self) -> str:

@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear, product_dtype
-from bitconvert.ternary.quantize import TernaryTensor, codes_of, quantize_int8, scale_of, ternarize
+from bitconvert.ternary.quantize import (
+    SMALLEST_SCALE,
+    TernaryTensor,
+    codes_of,
+    quantize_int8,
+    scale_of,
+    ternarize,
+)
 
 
 class Lambda(nn.Module):
@@ -110,11 +117,13 @@ class BitLinear(nn.Linear):
         scaling: estimator and granularity of the weight's scale.
         codes: of a frozen weight, int8, shape (out, in), else None.
         scale: of the ternary weight, float32, for its shape see TernaryTensor; None before the first use.
+        learned_scale: the scale where it is a parameter, float32, a vector, so that it does not decay; else None.
         activation_block: how many activations share an int8 scale; None for all of a token's (see ``quantize_int8``).
     """
 
     codes: Tensor | None
     scale: Tensor | None
+    learned_scale: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, scaling: Scaling, lam: Lambda) -> None:
         nn.Module.__init__(self)
@@ -126,6 +135,7 @@ class BitLinear(nn.Linear):
         self.lam = lam
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
+        self.register_parameter("learned_scale", None)
         self.activation_block: int | None = None
         self._estimated_of: tuple[Callable[[], Tensor | None], int] = _nothing, 0
 
@@ -139,7 +149,7 @@ class BitLinear(nn.Linear):
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
         weight = self.weight if self.codes is None else self.codes
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, self.bias, *rounded, self.scale, lam, self.lam.blend, product_dtype(x)
+            x, weight, self.bias, *rounded, self._used_scale(), lam, self.lam.blend, product_dtype(x)
         )
         return y
 
@@ -151,7 +161,11 @@ class BitLinear(nn.Linear):
         A change that leaves ``weight._version`` as it is goes unnoticed: by ``weight.data``, by a fused optimizer.
         """
         of, version = self._estimated_of
-        if self.weight is None or (of() is self.weight and version == self.weight._version):
+        if (
+            self.weight is None
+            or self.learned_scale is not None
+            or (of() is self.weight and version == self.weight._version)
+        ):
             return
         scale = scale_of(self.weight, self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
@@ -167,8 +181,28 @@ class BitLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
 
+    def _used_scale(self) -> Tensor | None:
+        if self.learned_scale is None:
+            return self.scale
+        return self.learned_scale.clamp(min=SMALLEST_SCALE).view(self._scale_shape)
+
+    def learn_scale(self) -> None:
+        """Make the scale a parameter; it starts at its estimate."""
+        scale = scale_of(self.weight, self.scaling)
+        self._scale_shape = scale.shape
+        self.learned_scale = nn.Parameter(scale.flatten())
+
+    @torch.no_grad()
+    def settle_scale(self) -> None:
+        """Round the weight by the scale that it has learned; estimated, it is the same from now on."""
+        scale = self._used_scale()
+        if self.learned_scale is not None and scale is not None:
+            self.weight.copy_(TernaryTensor(codes_of(self.weight, scale), scale).dequantize())
+            self.learned_scale = None
+
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
+        self.settle_scale()
         self.codes, self.scale = ternarize(self.weight, self.scaling)
         self.weight = None  # type: ignore[assignment]
 
@@ -195,6 +229,18 @@ def insert_bitlinear(
             raise TypeError(f"{name} is a {type(linear).__name__}, not a linear layer")
         model.set_submodule(name, BitLinear(linear, scaling, shared))
     return shared
+
+
+def learn_scales(model: nn.Module) -> None:
+    """Make the scales of a model's BitLinears parameters (arXiv 2502.02631); they start at their estimates."""
+    for module in bitlinears(model):
+        module.learn_scale()
+
+
+def settle_scales(model: nn.Module) -> None:
+    """Round every weight whose scale was learned, so that the weights alone say all."""
+    for module in bitlinears(model):
+        module.settle_scale()
 
 
 def compile_blocks(decoder: nn.Module) -> None:

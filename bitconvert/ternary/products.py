@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitconvert.ternary.blends import BLENDS
+from bitconvert.ternary.learned import learned_gradients
 from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of
 
 _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
@@ -46,7 +47,7 @@ class StraightThroughLinear(torch.autograd.Function):
         weight: latent weight, shape (out, in); or its codes, int8, where there is nothing else left of it.
         bias: shape (out,), or None.
         x_codes, x_scale: what ``x`` was rounded to (see Int8Tensor), or the blend and None.
-        w_scale: of the ternary weight (see TernaryTensor).
+        w_scale: of the ternary weight (see TernaryTensor); one that is learned gets a gradient.
         lam: scalar tensor that blends the weights; None where they are ternary.
         blend: how it does that, a key of BLENDS.
         dtype: of the result, and of products that are not of integers.
@@ -80,7 +81,7 @@ class StraightThroughLinear(torch.autograd.Function):
         x_codes, x_scale, weight, w_scale, lam = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         rows = _rows(gradients[0])
-        dx = dw = None
+        dx = dw = d_scale = None
         if for_x:
             dx = _input_gradient(rows, weight, w_scale, lam, ctx.blend).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
@@ -88,7 +89,9 @@ class StraightThroughLinear(torch.autograd.Function):
             dw = _weight_gradient(rows, _rows(x_codes), x_scales).to(weight.dtype)
             slope = None if lam is None else BLENDS[ctx.blend].slope
             dw = dw if slope is None else dw * slope(weight, w_scale, lam)
-        return dx, dw, rows.sum(0) if for_bias else None, *(None,) * 6
+            if ctx.needs_input_grad[5]:
+                dw, d_scale = learned_gradients(dw, weight, w_scale, lam)
+        return dx, dw, rows.sum(0) if for_bias else None, None, None, d_scale, None, None, None
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:

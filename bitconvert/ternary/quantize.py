@@ -211,7 +211,7 @@ class _Magnitudes(NamedTuple):
 
 
 def _estimate(magnitudes: _Magnitudes, estimator: str) -> Tensor:
-    """Scales, shape (groups, 1) or (1, 1), float32."""
+    """Scales, shape (groups, 1) or (1, 1), float32; of an estimator that learns, where it starts."""
     sums, maxima = magnitudes.measured(lambda m: (m.sum(-1, keepdim=True), m.amax(-1, keepdim=True)))
     groups, members = magnitudes.shape
     mean = (magnitudes.summed(sums) / (members * groups if magnitudes.shared else members)).clamp_(min=SMALLEST_SCALE)

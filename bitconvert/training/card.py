@@ -10,11 +10,12 @@ from bitconvert.report import WarmupReport
 def training_card(lineage: Lineage, report: WarmupReport) -> str:
     """Markdown with the facts of a warmup run."""
     ratio = report.held_out_ppl / report.original_ppl
+    stored = "rounded, by learned scales" if lineage.scaling.estimator == "learned" else "the latent ones"
     return f"""# Latent ternary checkpoint of {lineage.source}
 
 Made by [bitconvert](https://pypi.org/project/bitconvert/) {lineage.versions["bitconvert"]}: the linear layers of every
-block were trained to be ternary ({{-1, 0, +1}} times a scale, int8 activations). The weights stored here are the latent
-float32 ones; `bitconvert pack` turns them into 1.58-bit files.
+block were trained to be ternary ({{-1, 0, +1}} times a scale, int8 activations). The weights stored here are {stored},
+in float32; `bitconvert pack` turns them into 1.58-bit files.
 
 | | |
 |---|---|

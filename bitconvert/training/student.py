@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -89,7 +89,10 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe)
     """
     if recipe.control:
         return Lambda()
-    return insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling, blend=recipe.lam.blend)
+    lam = insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling, blend=recipe.lam.blend)
+    if recipe.scaling.estimator == "learned":
+        learn_scales(model)
+    return lam
 
 
 def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:

@@ -28,6 +28,7 @@ from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
+from bitconvert.ternary.bitlinear import settle_scales
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -109,6 +110,7 @@ def _run(
 
     reporter.stage(f"saving {output}")
     report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+    settle_scales(student)
     lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, report)
     _save(student, tokenizer, lineage, report, run_directory, output)
     return report
