@@ -417,6 +417,6 @@ def uses_bf16(recipe: Recipe) -> bool:
 
 def _is_fast_in_bf16() -> bool:
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     instructions = torch.cpu.get_capabilities()
     return bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
