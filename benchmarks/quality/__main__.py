@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from benchmarks.quality import machine
     from benchmarks.quality.child import Children, Stopped
     from benchmarks.quality.places import Places
     from benchmarks.quality.runner import Runner
@@ -68,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     trials = _trials(arguments, places)
     children = Children(arguments.threads)
     runner = Runner(places, arguments.results, children, arguments.jobs, arguments.threads, arguments.keep, _tell)
-    _tell(places.exports())
+    _tell(f"{places.exports()}  # commit {machine.commit()}, {machine.hardware()}")
     if arguments.dry_run:
         return _show(runner.missing([*runner.firsts(trials), *runner.others(trials)]), places)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -31,8 +31,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+@cache
 def commit() -> str:
-    """Of this checkout, with a + where tracked files differ from it."""
+    """Of this checkout when it was first asked for, with a + where tracked files differed from it."""
     head = _git("rev-parse", "--short=12", "HEAD")
     return f"{head}+" if head and _git("status", "--porcelain", "--untracked-files=no") else head
 

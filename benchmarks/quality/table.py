@@ -91,7 +91,7 @@ def _rate(row: Row) -> str:
 def _count(row: Row) -> str:
     """Seeds that the numbers are of, and how many of those that were tried failed."""
     failed = sum(1 for record in row.records if record.error)
-    return str(len(row.records) - failed) + (f" ({failed} diverged)" if failed else "")
+    return str(len(row.records) - failed) + (f" ({failed} failed)" if failed else "")
 
 
 def _tries(rows: list[Row]) -> str:
