@@ -147,9 +147,10 @@ class BitLinear(nn.Linear):
             self.refresh()
         lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
-        weight = self.weight if self.codes is None else self.codes
+        scale = self._used_scale()
+        weight, bias = (self.weight, self._whole_bias(scale, lam)) if self.codes is None else (self.codes, self.bias)
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, self.bias, *rounded, self._used_scale(), lam, self.lam.blend, product_dtype(x)
+            x, weight, bias, *rounded, scale, lam, self.lam.blend, product_dtype(x)
         )
         return y
 
@@ -186,6 +187,14 @@ class BitLinear(nn.Linear):
             return self.scale
         return self.learned_scale.clamp(min=SMALLEST_SCALE).view(self._scale_shape)
 
+    def _whole_bias(self, scale: Tensor | None, lam: Tensor | None) -> Tensor | None:
+        """The bias, with a share of the sum of the weights that became 0, which moves them on (arXiv 2509.23809)."""
+        if not self.scaling.dead_zone or scale is None:
+            return self.bias
+        dead = torch.where(codes_of(self.weight, scale) == 0, self.weight, 0).sum(1) * self.scaling.dead_zone
+        dead = dead if lam is None else dead * lam
+        return dead if self.bias is None else self.bias + dead
+
     def learn_scale(self) -> None:
         """Make the scale a parameter; it starts at its estimate."""
         scale = scale_of(self.weight, self.scaling)
@@ -204,6 +213,8 @@ class BitLinear(nn.Linear):
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
         self.settle_scale()
         self.codes, self.scale = ternarize(self.weight, self.scaling)
+        bias = self._whole_bias(self.scale, None)
+        self.bias = bias if bias is None or bias is self.bias else nn.Parameter(bias)  # type: ignore[assignment]
         self.weight = None  # type: ignore[assignment]
 
 
