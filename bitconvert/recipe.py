@@ -86,6 +86,14 @@ class LambdaRamp(_Section):
         return self
 
 
+class Student(_Section):
+    """What is changed about the model that is trained, beside its weights."""
+
+    subln: bool = Field(
+        False, description="a norm before o_proj and down_proj, as BitDistill has; for measuring: no format holds it"
+    )
+
+
 class Distillation(_Section):
     """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text, and terms of what is inside."""
 
@@ -216,6 +224,7 @@ class Recipe(_Section):
     )
     scaling: Scaling = Scaling()
     lam: LambdaRamp = LambdaRamp()
+    student: Student = Student()
     distill: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -226,6 +235,12 @@ class Recipe(_Section):
     def _codes_to_pull_to(self) -> Recipe:
         if self.control and self.optimizer.pull:
             raise ValueError("optimizer.pull: a control run has no codes to pull its weights to")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_have_a_lambda(self) -> Recipe:
+        if self.control and self.student.subln:
+            raise ValueError("student.subln: a control run has no λ to bring its norms in")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,11 @@ ONLINE_BITNET = {
 
 def claims_bitnet(lineage: Lineage) -> bool:
     """Whether transformers' own BitLinear computes what this model was trained to compute."""
-    return lineage.scaling == Scaling(estimator="absmean", granularity="tensor") and lineage.lam == 1.0
+    return (
+        lineage.scaling == Scaling(estimator="absmean", granularity="tensor")
+        and lineage.lam == 1.0
+        and not lineage.subln
+    )
 
 
 def save_latent(

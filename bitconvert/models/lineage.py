@@ -39,6 +39,7 @@ class Lineage(BaseModel):
         source: the original model as the user named it.
         lam: λ at the end; below 1 the model is not ternary yet.
         scaling: estimator and granularity of the scales the weights were trained under.
+        subln: whether it has norms that its architecture has not; nothing reads such a model.
         tokens_seen: training tokens.
         steps: optimizer steps.
         data: what it was trained on, in words.
@@ -53,6 +54,7 @@ class Lineage(BaseModel):
     source: str
     lam: float
     scaling: Scaling
+    subln: bool = False
     tokens_seen: int
     steps: int = 0
     data: str = ""

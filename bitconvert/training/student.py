@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import reduce
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
+from bitconvert.training.subln import insert_subln
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -53,6 +54,7 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
     wanted: dict[str, object] = {
         "control": False,
         "lam.curve": "instant",
+        "student.subln": False,
         "distill.kl": 0.0,
         "distill.hidden": 0.0,
         "distill.relations": 0.0,
@@ -77,22 +79,26 @@ def _option(recipe: Recipe, key: str) -> object:
     return reduce(getattr, key.split("."), recipe)
 
 
-def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> Lambda:
+def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe, sample: Tensor) -> Lambda:
     """Put BitLinears into a model, as the recipe wants them.
 
     Args:
         model: changed in place; for a control run it stays as it is.
         checkpoint: where it came from.
         recipe: resolved options.
+        sample: training windows to measure the model on, token ids of shape (batch, context).
 
     Returns:
         The λ of its BitLinears.
     """
     if recipe.control:
         return Lambda()
-    lam = insert_bitlinear(model, _ternary_modules(model, checkpoint), recipe.scaling, blend=recipe.lam.blend)
+    names = _ternary_modules(model, checkpoint)
+    lam = insert_bitlinear(model, names, recipe.scaling, blend=recipe.lam.blend)
     if recipe.scaling.estimator == "learned":
         learn_scales(model)
+    if recipe.student.subln:
+        insert_subln(model, names, lam, sample)
     return lam
 
 

@@ -103,7 +103,7 @@ def _run(
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
     teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
-    lam = make_student(student, checkpoint, recipe)
+    lam = make_student(student, checkpoint, recipe, sample=order[0]["input_ids"][None])
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
@@ -319,6 +319,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, report: War
         source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
+        subln=recipe.student.subln,
         tokens_seen=report.tokens,
         steps=report.steps,
         data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",

@@ -51,7 +51,7 @@ def test_it_looks_at_the_projections_of_one_late_layer() -> None:
 
 
 def test_the_loss_is_the_sum_however_it_is_computed(smollm: Path, story: Path, tmp_path: Path) -> None:
-    small = ("tokens=128", "context=32", "batch_size=4", "micro_batch_size=2")
+    small = ("tokens=128", "context=32", "batch_size=4", "micro_batch_size=2", "precision=float32")
     options = [*(f"training.{key}" for key in small), "data.held_out_tokens=64", "distill.relations=100"]
     lines = []
     otherwise = ["training.micro_batch_size=4", "training.activation_checkpointing=true"]
