@@ -173,6 +173,9 @@ def pack(
     output_type: Annotated[
         str | None, typer.Option(help="Type of a head of its own in GGUF. Default: the embedding's.")
     ] = None,
+    kept_type: Annotated[
+        str | None, typer.Option(help="Type in GGUF of matrices that are kept from being ternary. Default: q8_0.")
+    ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Split weights into files of at most this: 2GB. A larger tensor is a file."),
@@ -186,7 +189,11 @@ def pack(
     from bitconvert.recipe import packing_options
 
     options = packing_options(
-        formats=formats, embedding_type=embedding_type, output_type=output_type, max_shard_size=max_shard_size
+        formats=formats,
+        embedding_type=embedding_type,
+        output_type=output_type,
+        kept_type=kept_type,
+        max_shard_size=max_shard_size,
     )
     locate(checkpoint)
 

@@ -212,6 +212,7 @@ class Packing(_Section):
     formats: tuple[str, ...] = Field(("tq2_0", "safetensors"), description="formats of `pack`, or all")
     embedding_type: str = Field("f16", description="type of the embedding in GGUF files")
     output_type: str | None = Field(None, description="type of an untied head in GGUF files; none: the embedding's")
+    kept_type: str = Field("q8_0", description="type in GGUF files of the matrices that are kept from being ternary")
     max_shard_size: ByteSize | None = Field(None, gt=0, description="split weights into files of at most this: 2GB")
 
 

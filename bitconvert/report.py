@@ -148,6 +148,7 @@ class TensorReport:
         bits_per_weight: the same per weight.
         zero_fraction: share of zeros, 0 to 1: among the codes of a ternary tensor, among the values of another.
         scale: of a ternary tensor, as it would be when rounded if it is latent; None otherwise.
+        kept: whether it is a linear's that was kept from being ternary.
     """
 
     name: str
@@ -159,6 +160,7 @@ class TensorReport:
     bits_per_weight: float
     zero_fraction: float
     scale: ScaleSummary | None
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class InspectReport:
         ternary_share: share of them that is ternary, 0 to 1.
         file_bytes: size of the weight files.
         bits_per_weight: bits of all tensors over all parameters.
+        linear_bits_per_weight: the same of the ternary and the kept matrices; 0 where there are none.
+        kept_bytes: what the kept matrices take.
     """
 
     model: str
@@ -184,6 +188,8 @@ class InspectReport:
     ternary_share: float
     file_bytes: int
     bits_per_weight: float
+    linear_bits_per_weight: float
+    kept_bytes: int
 
 
 @dataclass(frozen=True)
@@ -314,6 +320,7 @@ class PackedTensor:
         shape: of the weights it stands for.
         nbytes: of its data.
         ternary: whether it holds ternary codes.
+        kept: whether it is a linear's that was kept from being ternary.
         note: why it is not stored in the type asked for; empty when it is.
     """
 
@@ -322,6 +329,7 @@ class PackedTensor:
     shape: tuple[int, ...]
     nbytes: int
     ternary: bool
+    kept: bool = False
     note: str = ""
 
     @property
@@ -342,6 +350,7 @@ class PackedFile:
         seconds: it took to write and to read back.
         bits_per_weight: of the whole file, embeddings and metadata included.
         ternary_bits_per_weight: of the ternary matrices alone.
+        linear_bits_per_weight: of the ternary and the kept matrices.
         note: what its user should know; empty when there is nothing.
     """
 
@@ -352,7 +361,18 @@ class PackedFile:
     seconds: float
     bits_per_weight: float
     ternary_bits_per_weight: float
+    linear_bits_per_weight: float
     note: str = ""
+
+    @property
+    def kept(self) -> list[PackedTensor]:
+        """Matrices of linears that were kept from being ternary."""
+        return [tensor for tensor in self.tensors if tensor.kept]
+
+    @property
+    def kept_bytes(self) -> int:
+        """What they take of the file."""
+        return sum(tensor.nbytes for tensor in self.kept)
 
     @property
     def fallbacks(self) -> list[PackedTensor]:
@@ -361,7 +381,17 @@ class PackedFile:
 
     def notes(self) -> list[str]:
         """All that its user should know, a line each."""
-        return [*filter(None, [self.note]), *self._fallback_notes()]
+        return [*filter(None, [self.note]), *self._kept_notes(), *self._fallback_notes()]
+
+    def _kept_notes(self) -> list[str]:
+        if not self.kept:
+            return []
+        types = ", ".join(dict.fromkeys(tensor.type for tensor in self.kept))
+        return [
+            f"{len(self.kept)} matrices are kept from being ternary, as {types}: {self.kept_bytes / 1e6:.2f} MB of "
+            f"{self.nbytes / 1e6:.2f}; the linear layers take {self.linear_bits_per_weight:.3f} bits per weight with "
+            f"them ({', '.join(tensor.name for tensor in self.kept)})"
+        ]
 
     def _fallback_notes(self) -> list[str]:
         """A line for each reason; the same tensor of all blocks is one name, since a large model has hundreds."""

@@ -239,13 +239,15 @@ def _show_remedies(forecast: Forecast) -> None:
 
 def show_pack(report: PackReport) -> None:
     """What was packed, and every tensor that is not in the type asked for."""
-    table = _table("file", "size", "bits per weight", "of the ternary part", "seconds")
+    kept = ["with the kept matrices"] if any(file.kept for file in report.files) else []
+    table = _table("file", "size", "bits per weight", "of the ternary part", *kept, "seconds")
     for file in report.files:
         table.add_row(
             file.path,
             _bytes(file.nbytes),
             f"{file.bits_per_weight:.3f}",
             f"{file.ternary_bits_per_weight:.4f}",
+            *(f"{file.linear_bits_per_weight:.4f} (+ {_bytes(file.kept_bytes)})" for _ in kept),
             f"{file.seconds:.1f}",
         )
     _stdout.print(table)
@@ -308,7 +310,7 @@ def show_inspect(report: InspectReport) -> None:
             scale += f" ({tensor.scale.min:.3g} to {tensor.scale.max:.3g})"
         table.add_row(
             tensor.name,
-            tensor.type,
+            f"{tensor.type}, kept" if tensor.kept else tensor.type,
             " x ".join(map(str, tensor.shape)),
             f"{tensor.bits_per_weight:.4g}",
             f"{tensor.zero_fraction:.1%}",
@@ -321,6 +323,11 @@ def show_inspect(report: InspectReport) -> None:
         f"{report.kind}, {report.parameters:,} parameters, {report.ternary_share:.1%} of them ternary, "
         f"{_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight"
     )
+    if report.kept_bytes:
+        show_text(
+            f"{sum(tensor.kept for tensor in report.tensors)} matrices are kept from being ternary and take "
+            f"{_bytes(report.kept_bytes)}; linear layers with them {report.linear_bits_per_weight:.3f} bits per weight"
+        )
 
 
 def show_recipes(recipes: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from bitconvert.report import Silent
 from tests.models import write_model
 
 
-def make_checkpoint(directory: Path, variant: str = "smollm2", granularity: str = "tensor", **options: Any) -> Path:
+def make_checkpoint(
+    directory: Path, variant: str = "smollm2", granularity: str = "tensor", kept: Sequence[str] = (), **options: Any
+) -> Path:
     """A tiny random model as warmup leaves it behind."""
     write_model(directory, variant, **options)
-    Lineage(source="test", lam=1.0, scaling=Scaling(granularity=granularity), tokens_seen=1000).save(directory)
+    scaling = Scaling(granularity=granularity)
+    Lineage(source="test", lam=1.0, scaling=scaling, kept=tuple(kept), tokens_seen=1000).save(directory)
     return directory
 
 
@@ -32,8 +36,8 @@ def pack_directory(model: Path, name: str, output: Path, **options: Any) -> Path
 
 def ternary_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """codes * scale of every ternary matrix, with the scale that files store."""
-    names = [name for name in checkpoint.tensor_names() if checkpoint.family.is_ternary_module(name[: -len(".weight")])]
-    return {name: read_ternary(checkpoint, name).dequantize() for name in names}
+    modules = checkpoint.ternary_modules(name.removesuffix(".weight") for name in checkpoint.tensor_names())
+    return {f"{module}.weight": read_ternary(checkpoint, f"{module}.weight").dequantize() for module in modules}
 
 
 def baked(model: Path) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.gguf_file import open_gguf
 from bitconvert.models.gguf_parse import GgufTensor
-from bitconvert.models.gguf_source import LINEAGE_KEY
+from bitconvert.models.gguf_source import LINEAGE_KEY, open_weights
 from bitconvert.models.gguf_types import TERNARY
 from bitconvert.models.pre_tokenizers import pre_tokenizer_of
 from bitconvert.models.tokenizers import backend_json, vocabulary_model
@@ -47,11 +48,12 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
     reporter = reporter or Silent()
     checkpoint = open_checkpoint(name)
     reporter.stage(f"inspect {name}")
-    tensors = tuple(
-        _gguf_tensors(checkpoint, reporter) if checkpoint.kind == "gguf" else _tensors(checkpoint, reporter)
-    )
+    found = _gguf_tensors(checkpoint, reporter) if checkpoint.kind == "gguf" else _tensors(checkpoint, reporter)
+    kept = _kept(checkpoint)
+    tensors = tuple(replace(tensor, kept=True) if tensor.name in kept else tensor for tensor in found)
     parameters = max(sum(tensor.parameters for tensor in tensors), 1)
     ternary = sum(tensor.parameters for tensor in tensors if tensor.ternary)
+    linear = [tensor for tensor in tensors if tensor.ternary or tensor.kept]
     return InspectReport(
         model=name,
         kind=checkpoint.kind,
@@ -61,7 +63,17 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
         ternary_share=ternary / parameters,
         file_bytes=_file_bytes(checkpoint),
         bits_per_weight=8 * sum(tensor.bytes for tensor in tensors) / parameters,
+        linear_bits_per_weight=8 * sum(one.bytes for one in linear) / max(sum(one.parameters for one in linear), 1),
+        kept_bytes=sum(tensor.bytes for tensor in tensors if tensor.kept),
     )
+
+
+def _kept(checkpoint: Checkpoint) -> set[str]:
+    """The matrices that were kept from being ternary, as the file names them."""
+    names = {f"{module}.weight" for module in checkpoint.kept}
+    if checkpoint.kind != "gguf":
+        return names
+    return {tensor.name for name, tensor in open_weights(checkpoint.path).stored.items() if name in names}
 
 
 # ---- Hugging Face directories -------------------------------------------------------------------------------------
@@ -85,7 +97,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
     values, dtype = checkpoint.read(name), checkpoint.dtype(name)
     size = values.nbytes
     means_ternary = {"latent": "latent ternary", "baked": "ternary values"}.get(checkpoint.kind)
-    if means_ternary and checkpoint.family.is_ternary_module(name.removesuffix(".weight")):
+    if means_ternary and checkpoint.is_ternary_module(name.removesuffix(".weight")):
         rounded = ternarize(values, checkpoint.scaling)
         return _ternary(name, f"{dtype}, {means_ternary}", size, rounded.codes, rounded.scale)
     return _plain(name, dtype, size, values)
@@ -198,6 +210,7 @@ def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
         "lineage.source": lineage.source,
         "lineage.lam": lineage.lam,
         "lineage.scaling": str(lineage.scaling),
+        "lineage.kept": ", ".join(lineage.kept),
         "lineage.tokens_seen": lineage.tokens_seen,
         "lineage.steps": lineage.steps,
     }

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,7 @@ class Checkpoint:
         lineage: bitconvert's own record; None for a model that another program wrote.
         baked: what ``unpack`` recorded of a baked model; None for any other.
         rounding: the scaling under which a model without lineage is rounded, if it is.
+        keeping: the linears that are left alone then, modules by their dotted names.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -76,6 +77,7 @@ class Checkpoint:
         self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
         self.family: Family = family_of(self.config, name)
         self.rounding = Scaling()
+        self.keeping: tuple[str, ...] = ()
         self.complete = _complete(name, self.config, self.family)
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
         self.baked: Baked | None = None if is_gguf else read_baked(path)
@@ -87,6 +89,19 @@ class Checkpoint:
         if self.baked:
             return self.baked.scaling
         return self.lineage.scaling if self.lineage else self.rounding
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The linears of the blocks that are not ternary, or will not be: as recorded, else those of ``keeping``."""
+        return self.lineage.kept if self.lineage else self.keeping
+
+    def is_ternary_module(self, name: str) -> bool:
+        """Whether the module of this dotted name (no ``.weight``) is ternary where the model is: linears are."""
+        return self.family.is_ternary_module(name) and name not in self.kept
+
+    def ternary_modules(self, names: Iterable[str]) -> list[str]:
+        """Those of the dotted module names that are, in the order given."""
+        return [name for name in names if self.is_ternary_module(name)]
 
     @property
     def base_name(self) -> str:
@@ -229,7 +244,7 @@ class Checkpoint:
         return {name: parts for name, parts in found.items() if self._is_linear(name)}
 
     def _is_linear(self, name: str) -> bool:
-        return self.family.is_ternary_module(name.removesuffix(".weight"))
+        return self.is_ternary_module(name.removesuffix(".weight"))
 
     def _meant_shape(self, name: str) -> tuple[int, ...]:
         if name not in self.packed:
@@ -404,7 +419,7 @@ class Checkpoint:
         return {name: blocks[f"{name}.weight"] for name in linears if f"{name}.weight" in blocks}
 
     def _linears(self, model: PreTrainedModel) -> list[str]:
-        return self.family.ternary_modules(name for name, _ in model.named_modules())
+        return self.ternary_modules(name for name, _ in model.named_modules())
 
     def _load_float(self) -> PreTrainedModel:
         if self.kind == "gguf":

@@ -98,15 +98,17 @@ def tensor_types(path: Path) -> dict[str, str]:
 def activation_blocks(path: Path) -> dict[str, int | None]:
     """How many activations share an int8 scale in the file's runtime, for each ternary matrix that meets int8 there.
 
-    Q8_0 counts as ternary in the files that bitconvert wrote. A matrix in F16 or BF16 meets float activations, and is
-    absent.
+    Q8_0 counts as ternary in the files that bitconvert wrote, unless the lineage says that the matrix is kept. A matrix
+    in F16 or BF16 meets float activations, and is absent.
 
     Returns:
         A block length for each weight, by its Hugging Face name; None where all activations of a token share a scale.
     """
-    kinds = TERNARY if gguf_lineage(path) is None else (*TERNARY, Q8_0)
+    lineage = gguf_lineage(path)
+    kinds = TERNARY if lineage is None else (*TERNARY, Q8_0)
+    kept = {f"{module}.weight" for module in lineage.kept} if lineage else set()
     blocks = {kind.name: kind.activation_block for kind in kinds}
-    return {name: blocks[kind] for name, kind in tensor_types(path).items() if kind in blocks}
+    return {name: blocks[kind] for name, kind in tensor_types(path).items() if kind in blocks and name not in kept}
 
 
 @damage_named

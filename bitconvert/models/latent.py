@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.models.lineage import Lineage
 from bitconvert.recipe import Scaling
 
-ONLINE_BITNET = {
+ONLINE_BITNET: dict[str, Any] = {
     "quant_method": "bitnet",
     "linear_class": "autobitlinear",
     "quantization_mode": "online",
     "modules_to_not_convert": ["lm_head"],
 }
-"""The config under which transformers itself rounds latent weights at each forward: absmean, one scale per tensor."""
+"""The config under which transformers itself rounds latent weights at each forward: absmean, one scale per tensor; but
+for the modules that it lists."""
 
 
 def claims_bitnet(lineage: Lineage) -> bool:
@@ -40,7 +42,8 @@ def save_latent(
         directory: exists and is empty; make it appear by rename.
     """
     if claims_bitnet(lineage):
-        model.config.quantization_config = dict(ONLINE_BITNET)
+        unrounded = [*ONLINE_BITNET["modules_to_not_convert"], *lineage.kept]
+        model.config.quantization_config = {**ONLINE_BITNET, "modules_to_not_convert": unrounded}
     try:
         model.save_pretrained(directory)
     finally:

@@ -40,6 +40,7 @@ class Lineage(BaseModel):
         lam: λ at the end; below 1 the model is not ternary yet.
         scaling: estimator and granularity of the scales the weights were trained under.
         subln: whether it has norms that its architecture has not; nothing reads such a model.
+        kept: linears of the blocks that are not ternary: modules by their dotted names.
         tokens_seen: training tokens.
         steps: optimizer steps.
         data: what it was trained on, in words.
@@ -55,6 +56,7 @@ class Lineage(BaseModel):
     lam: float
     scaling: Scaling
     subln: bool = False
+    kept: tuple[str, ...] = ()
     tokens_seen: int
     steps: int = 0
     data: str = ""

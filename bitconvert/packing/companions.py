@@ -59,6 +59,7 @@ def model_card(job: PackJob, files: list[PackedFile]) -> str:
         f"# {job.checkpoint.base_name} at 1.58 bits",
         _origin(job),
         f"## Files\n\n{_file_table(job, files)}",
+        _kept(job, files),
         _cost(job),
         f"## How to run\n\n{_usage(job, files)}",
         _training(job),
@@ -119,18 +120,44 @@ def _origin(job: PackJob) -> str:
             "what the original knew."
         )
     trained = ", and were trained with int8 activations" if job.checkpoint.lineage else ""
+    all_but = f", all but {len(job.checkpoint.kept)}," if job.checkpoint.kept else ""
     return (
-        f"{made}: the linear layers of every block are ternary ({{-1, 0, +1}} times a scale, {job.scaling}){trained}."
+        f"{made}: the linear layers of every block{all_but} are ternary ({{-1, 0, +1}} times a scale, "
+        f"{job.scaling}){trained}."
     )
 
 
 def _file_table(job: PackJob, files: list[PackedFile]) -> str:
     rows = [
         f"| `{_relative(job, file)}` | {file.nbytes / 1e6:.1f} MB | {file.bits_per_weight:.2f} "
-        f"({file.ternary_bits_per_weight:.2f} in the ternary layers) | {FORMATS[file.format].runs_in} |"
+        f"({_linear_bits(file)}) | {FORMATS[file.format].runs_in} |"
         for file in files
     ]
     return "\n".join(["| file | size | bits per weight | runs in |", "|---|---|---|---|", *rows])
+
+
+def _linear_bits(file: PackedFile) -> str:
+    with_kept = f", {file.linear_bits_per_weight:.2f} with the kept ones" if file.kept else ""
+    return f"{file.ternary_bits_per_weight:.2f} in the ternary layers{with_kept}"
+
+
+def _kept(job: PackJob, files: list[PackedFile]) -> str:
+    """Which matrices are not ternary, and what that costs."""
+    modules = job.checkpoint.kept
+    if not modules:
+        return ""
+    rows = [
+        f"| `{_relative(job, file)}` | {', '.join(dict.fromkeys(tensor.type for tensor in file.kept))} "
+        f"| {file.kept_bytes / 1e6:.2f} MB | {file.kept_bytes / file.nbytes:.1%} |"
+        for file in files
+    ]
+    return "\n".join(
+        [
+            f"## Kept from being ternary\n\n{', '.join(f'`{module}`' for module in modules)}\n",
+            "| file | stored as | they take | of the file |\n|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def _cost(job: PackJob) -> str:

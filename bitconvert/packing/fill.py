@@ -41,7 +41,9 @@ def fill(job: PackJob, outputs: Sequence[Output]) -> None:
 
 
 def _write_plain(job: PackJob, outputs: Sequence[Output], tensor: SourceTensor) -> None:
-    for rows in job.checkpoint.read_rows(tensor.name):
+    """In parts, if it is large; but whole, if an output may have its rows in another order."""
+    parts = [job.checkpoint.read(tensor.name)] if tensor.kept else job.checkpoint.read_rows(tensor.name)
+    for rows in parts:
         for output in outputs:
             output.write(output.plain(tensor, rows))
 

@@ -99,7 +99,9 @@ class _GgufOutput(Output):
             self.read_back.check(tensor.name, _stored_bytes(stored[tensor.name]))
         self.read_back.finish()
         tensors = self._plan.values()
-        packed = [PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.note) for t in tensors]
+        packed = [
+            PackedTensor(t.name, t.type.name, t.shape, t.nbytes, t.form is not None, t.kept, t.note) for t in tensors
+        ]
         nbytes = sum(file.stat().st_size for file in files)
         first = self.target.with_name(files[0].name)
         note = "; ".join(filter(None, (self._form.note, note_on_graph(self._job.checkpoint.complete))))
@@ -151,7 +153,7 @@ def _plain_values(job: PackJob, tensor: PlannedTensor, rows: Tensor) -> NDArray[
     if tensor.type == gguf_types.F16 and max(-low, high) > torch.finfo(torch.float16).max:
         raise BitconvertError(
             f"{checkpoint.name}: tensor {tensor.source} holds values that float16 cannot",
-            "store it in float32 with --embedding-type f32",
+            f"store it in float32 with --{tensor.option.replace('_', '-')} f32",
         )
     if tensor.type in BY_LLAMA_CPP:
         return quantize_by_ggml(values.numpy(), tensor.type)

@@ -132,7 +132,7 @@ def _decoder(job: PackJob, form: Onnx) -> Decoder:
 
 def _packed(data: OnnxData, tensor: SourceTensor) -> PackedTensor:
     if not tensor.ternary:
-        return PackedTensor(tensor.name, "F32", tensor.shape, data.nbytes(tensor.name), ternary=False)
+        return PackedTensor(tensor.name, "F32", tensor.shape, data.nbytes(tensor.name), ternary=False, kept=tensor.kept)
     nbytes = data.nbytes(tensor.name) + data.nbytes(_scale_name(tensor))
     return PackedTensor(tensor.name, "U8", tensor.shape, nbytes, ternary=True)
 

@@ -191,15 +191,21 @@ class Decoder:
     # ---- the parts -------------------------------------------------------------------------------------------------
 
     def _linear(self, name: str, x: str) -> str:
+        if self._checkpoint.is_ternary_module(name):
+            y = self._packed_product(name, x)
+        else:
+            y = self.graph.op("MatMul", x, self.graph.op("Transpose", self._plain(f"{name}.weight"), perm=[1, 0]))
+        bias = f"{name}.bias"
+        return self.graph.op("Add", y, self._plain(bias)) if bias in self._shapes else y
+
+    def _packed_product(self, name: str, x: str) -> str:
         rows, columns = self._shapes[f"{name}.weight"]
         blocks = -(-columns // self._block)
         weight = self.graph.weight(f"{name}.weight", TensorProto.UINT8, (rows, blocks, self._block * BITS // 8))
         scales = self.graph.weight(f"{name}.weight_scale", TensorProto.FLOAT, (rows, blocks))
-        y = self.graph.op(
+        return self.graph.op(
             "MatMulNBits", x, weight, scales, domain=_MICROSOFT, N=rows, K=columns, bits=BITS, block_size=self._block
         )
-        bias = f"{name}.bias"
-        return self.graph.op("Add", y, self._plain(bias)) if bias in self._shapes else y
 
     def _multiplied(self, x: str, multiplier: str) -> str:
         """Times a number that the config may have under this name."""

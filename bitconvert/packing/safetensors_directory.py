@@ -87,7 +87,8 @@ class _DirectoryOutput(Output):
         write_config(job.checkpoint, directory, {"quantization_config": quantization})
         copy_companions(job.checkpoint.path, directory)
         packed = [_packed(job, form, tensor) for tensor in job.tensors]
-        return packed_file(self.target, form.name, packed, self._shards.nbytes, self.seconds)
+        note = form.note([tensor.name.removesuffix(".weight") for tensor in job.tensors if tensor.kept])
+        return packed_file(self.target, form.name, packed, self._shards.nbytes, self.seconds, note)
 
 
 def _specs(job: PackJob, form: DirectoryFormat, tensor: SourceTensor) -> dict[str, TensorSpec]:
@@ -100,9 +101,8 @@ def _specs(job: PackJob, form: DirectoryFormat, tensor: SourceTensor) -> dict[st
 
 def _packed(job: PackJob, form: DirectoryFormat, tensor: SourceTensor) -> PackedTensor:
     nbytes = sum(spec.nbytes for spec in _specs(job, form, tensor).values())
-    return PackedTensor(
-        tensor.name, form.codes_dtype if tensor.ternary else "F32", tensor.shape, nbytes, tensor.ternary
-    )
+    dtype = form.codes_dtype if tensor.ternary else "F32"
+    return PackedTensor(tensor.name, dtype, tensor.shape, nbytes, tensor.ternary, tensor.kept)
 
 
 def _part_name(tensor: SourceTensor, suffix: str) -> str:
@@ -112,4 +112,4 @@ def _part_name(tensor: SourceTensor, suffix: str) -> str:
 def _plain_linears(checkpoint: Checkpoint) -> list[str]:
     """The linear layers that stay as they are, for readers that would take each for a packed one."""
     linears = [name for name, module in checkpoint.skeleton().named_modules() if isinstance(module, nn.Linear)]
-    return [name for name in linears if not checkpoint.family.is_ternary_module(name)]
+    return [name for name in linears if not checkpoint.is_ternary_module(name)]

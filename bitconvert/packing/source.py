@@ -37,12 +37,14 @@ class SourceTensor:
     Attributes:
         name: in the checkpoint.
         shape: likewise.
-        ternary: whether it is one of the family's linears, to be stored as codes and scales.
+        ternary: whether it is to be stored as codes and scales.
+        kept: whether it is a linear's as those are, but was kept from being ternary.
     """
 
     name: str
     shape: tuple[int, ...]
     ternary: bool
+    kept: bool = False
 
 
 def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
@@ -52,7 +54,7 @@ def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
         BitconvertError: they are not those that the config describes.
     """
     shapes = checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
-    return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in shapes.items()]
+    return [_source_tensor(checkpoint, name, shape) for name, shape in shapes.items()]
 
 
 def meant_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
@@ -61,13 +63,13 @@ def meant_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     Raises:
         BitconvertError: they are not those that the config describes.
     """
-    return [SourceTensor(name, shape, _is_ternary(checkpoint, name)) for name, shape in checkpoint.weights().items()]
+    return [_source_tensor(checkpoint, name, shape) for name, shape in checkpoint.weights().items()]
 
 
 def promised_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     """The tensors that a model's config promises, whatever kind of file holds them."""
     promised = checkpoint.skeleton().named_parameters()
-    return [SourceTensor(name, tuple(value.shape), _is_ternary(checkpoint, name)) for name, value in promised]
+    return [_source_tensor(checkpoint, name, tuple(value.shape)) for name, value in promised]
 
 
 def ternary_rows(checkpoint: Checkpoint, name: str) -> Iterator[TernaryTensor]:
@@ -114,6 +116,7 @@ def packed_file(
 ) -> PackedFile:
     """The report of a finished file, with its effective bits per weight."""
     ternary = [tensor for tensor in tensors if tensor.ternary]
+    linear = [tensor for tensor in tensors if tensor.ternary or tensor.kept]
     return PackedFile(
         path=str(path),
         format=form,
@@ -121,10 +124,18 @@ def packed_file(
         nbytes=nbytes,
         seconds=seconds,
         bits_per_weight=8 * nbytes / sum(tensor.weights for tensor in tensors),
-        ternary_bits_per_weight=8 * sum(t.nbytes for t in ternary) / sum(t.weights for t in ternary),
+        ternary_bits_per_weight=_bits_per_weight(ternary),
+        linear_bits_per_weight=_bits_per_weight(linear),
         note=note,
     )
 
 
-def _is_ternary(checkpoint: Checkpoint, name: str) -> bool:
-    return name.endswith(".weight") and checkpoint.family.is_ternary_module(name.removesuffix(".weight"))
+def _bits_per_weight(tensors: list[PackedTensor]) -> float:
+    return 8 * sum(tensor.nbytes for tensor in tensors) / sum(tensor.weights for tensor in tensors)
+
+
+def _source_tensor(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> SourceTensor:
+    module, _, parameter = name.rpartition(".")
+    is_weight = parameter == "weight"
+    ternary, kept = is_weight and checkpoint.is_ternary_module(module), is_weight and module in checkpoint.kept
+    return SourceTensor(name, shape, ternary, kept)

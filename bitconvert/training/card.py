@@ -21,6 +21,7 @@ in float32; `bitconvert pack` turns them into 1.58-bit files.
 |---|---|
 | source | {lineage.source} |
 | scaling | {lineage.scaling} |
+| kept from being ternary | {", ".join(lineage.kept) or "nothing"} |
 | final λ | {lineage.lam:g} |
 | tokens seen | {lineage.tokens_seen:,} in {lineage.steps:,} steps, seed {lineage.seed} |
 | trained on | {lineage.data} |

@@ -75,7 +75,7 @@ def plan_warmup(
     forecasts = [forecaster.here(clock), *map(forecaster.on, gpus)]
 
     skeleton, options = checkpoint.skeleton(), recipe.training
-    names = checkpoint.family.ternary_modules(name for name, _ in skeleton.named_modules())
+    names = checkpoint.ternary_modules(name for name, _ in skeleton.named_modules())
     return WarmupPlan(
         model=model,
         architecture=checkpoint.family.model_type,

@@ -103,4 +103,4 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe,
 
 
 def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    return checkpoint.family.ternary_modules(name for name, _ in model.named_modules())
+    return checkpoint.ternary_modules(name for name, _ in model.named_modules())

@@ -29,6 +29,10 @@ _BITS = 2
 _OFFSET = 2
 _CODES_PER_WORD = 32 // _BITS
 
+_FUSED_BY_VLLM = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linears that vLLM makes one of; it refuses a model that packs some of them and some not (should_ignore_layer in
+layers/quantization/compressed_tensors/utils.py)."""
+
 
 class CompressedTensors(DirectoryFormat):
     """Sixteen codes a word along ``in``, one scale per row or group."""
@@ -48,6 +52,18 @@ class CompressedTensors(DirectoryFormat):
     def usage(self, path: str) -> str:
         """See ``Format``; float16 holds the scales exactly, bfloat16 does not."""
         return f"```sh\nvllm serve {path} --dtype float16\n```\n\n{super().usage(path)}"
+
+    def note(self, kept: Sequence[str]) -> str:
+        """See ``DirectoryFormat``."""
+        for name in kept:
+            parent, _, linear = name.rpartition(".")
+            for fused in _FUSED_BY_VLLM:
+                if linear in fused and not {f"{parent}.{each}" for each in fused} <= set(kept):
+                    return (
+                        f"vLLM will refuse it, transformers will not: {name} is kept from being ternary, so all of "
+                        f"{', '.join(fused)} must be"
+                    )
+        return ""
 
     def shape_refusal(self, shape: tuple[int, ...]) -> str | None:
         """Every shape fits: rows are padded."""

@@ -45,6 +45,10 @@ class DirectoryFormat(Format):
             "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))\n```"
         )
 
+    def note(self, kept: Sequence[str]) -> str:
+        """What the user of a model should know of which some linears, by their dotted names, are not packed."""
+        return ""
+
     @abstractmethod
     def shape_refusal(self, shape: tuple[int, ...]) -> str | None:
         """Why a matrix (out, in) cannot be packed; None if it can."""

@@ -15,8 +15,9 @@ from bitconvert.packing.formats import FALLBACKS, GgufFormat
 from bitconvert.packing.formats.base import Demands
 from bitconvert.packing.job import PackJob
 from bitconvert.packing.source import EMBEDDING, HEAD, SourceTensor
+from bitconvert.recipe import Packing
 
-EMBEDDING_TYPES = {
+PLAIN_TYPES = {
     kind.name.lower(): kind
     for kind in (
         gguf_types.F32,
@@ -27,13 +28,13 @@ EMBEDDING_TYPES = {
         gguf_types.Q4_K,
     )
 }
-"""What ``--embedding-type`` and ``--output-type`` accept."""
+"""What ``--embedding-type``, ``--output-type`` and ``--kept-type`` accept."""
 
 BY_LLAMA_CPP = (gguf_types.Q6_K, gguf_types.Q4_K)
 """Those that llama.cpp itself must quantize."""
 
 _INSTEAD = (gguf_types.Q8_0, gguf_types.F16)
-"""What an embedding gets whose rows its type does not divide, best first."""
+"""What a matrix that is not ternary gets whose rows its type does not divide, best first."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class PlannedTensor:
         shape: (out, in), or (n,).
         type: how it is stored.
         form: encodes it, if it is ternary.
+        option: of ``Packing``, that decides its type, if one does.
+        kept: whether it is a linear's that was kept from being ternary.
         note: why it is not stored in the type asked for; empty when it is.
     """
 
@@ -54,6 +57,8 @@ class PlannedTensor:
     shape: tuple[int, ...]
     type: GgufType
     form: GgufFormat | None = None
+    option: str = ""
+    kept: bool = False
     note: str = ""
 
     @property
@@ -64,7 +69,7 @@ class PlannedTensor:
 
 
 def plan_tensors(job: PackJob, form: GgufFormat) -> list[PlannedTensor]:
-    """Choose the type of each tensor: ternary matrices ``form`` or a fallback, embeddings their own, the rest F32."""
+    """Choose the type of each tensor: ternary matrices ``form`` or a fallback, others their own, vectors F32."""
     names = gguf_names([tensor.name for tensor in job.tensors], job.checkpoint.complete, job.checkpoint.family)
     return [_planned(job, form, tensor, names[tensor.name]) for tensor in job.tensors]
 
@@ -79,10 +84,10 @@ def main_type(plan: list[PlannedTensor]) -> GgufType:
 
 
 def require_types(job: PackJob, form: GgufFormat) -> None:
-    """Refuse types of embedding and head that there are not or that nothing here can make, and what the format refuses.
+    """Refuse types that there are not, or no matrices for, or that nothing here can make; and what the format refuses.
 
     Raises:
-        UsageError: no such type, or no head that could have one of its own.
+        UsageError: no such type; or no head, or no kept matrix, that could have one of its own.
         BitconvertError: the format's runtimes cannot hold this model; or llama.cpp is needed, and not installed.
     """
     if job.options.output_type is not None and all(tensor.name != HEAD for tensor in job.tensors):
@@ -90,7 +95,11 @@ def require_types(job: PackJob, form: GgufFormat) -> None:
             f"{job.checkpoint.name}: its head is the embedding, so it has no type of its own",
             "leave out --output-type; --embedding-type decides for both",
         )
-    for option in ("embedding_type", "output_type"):
+    if job.options.kept_type != Packing().kept_type and not any(tensor.kept for tensor in job.tensors):
+        raise UsageError(
+            f"{job.checkpoint.name}: none of its matrices is kept from being ternary", "leave out --kept-type"
+        )
+    for option in dict.fromkeys(filter(None, map(_option, job.tensors))):
         kind = _asked(job, option)
         if kind in BY_LLAMA_CPP and form.demands is None:
             _require_llama_cpp(kind)
@@ -116,6 +125,12 @@ def _require_demands(job: PackJob, form: GgufFormat, demands: Demands) -> None:
             "use tq2_0 or another format that llama.cpp runs",
         )
     for tensor in job.tensors:
+        if tensor.kept:
+            raise BitconvertError(
+                f"tensor {tensor.name} is kept from being ternary, and format {form.name} cannot hold it: its runtimes "
+                f"({form.runs_in}) agree on no other type for a linear layer",
+                "use tq2_0 or another format that llama.cpp runs",
+            )
         if tensor.ternary and tensor.shape[-1] % form.row_multiple:
             raise BitconvertError(
                 f"tensor {tensor.name} cannot be packed as {form.name}: its rows of {tensor.shape[-1]} do not divide "
@@ -128,16 +143,22 @@ def _planned(job: PackJob, form: GgufFormat, tensor: SourceTensor, name: str) ->
     columns = tensor.shape[-1]
     if tensor.ternary:
         home = next(row for row in (form, *FALLBACKS) if columns % row.row_multiple == 0)
-        return PlannedTensor(tensor.name, name, tensor.shape, home.type, home, _misfit(columns, form.type, home.type))
-    if tensor.name in (EMBEDDING, HEAD):
-        kind, note = _embedding(job, form, tensor)
-        return PlannedTensor(tensor.name, name, tensor.shape, kind, note=note)
+        note = _misfit(columns, form.type, home.type)
+        return PlannedTensor(tensor.name, name, tensor.shape, home.type, home, note=note)
+    if option := _option(tensor):
+        kind, note = _plain_type(job, form, option, columns)
+        return PlannedTensor(tensor.name, name, tensor.shape, kind, option=option, kept=tensor.kept, note=note)
     return PlannedTensor(tensor.name, name, tensor.shape, gguf_types.F32)
 
 
-def _embedding(job: PackJob, form: GgufFormat, tensor: SourceTensor) -> tuple[GgufType, str]:
-    """The type of the embedding or the head, and why it is not the one asked for."""
-    asked, columns = _asked(job, "embedding_type" if tensor.name == EMBEDDING else "output_type"), tensor.shape[-1]
+def _option(tensor: SourceTensor) -> str:
+    """The option that decides the type of a matrix that is not ternary; none decides that of a vector."""
+    return "kept_type" if tensor.kept else {EMBEDDING: "embedding_type", HEAD: "output_type"}.get(tensor.name, "")
+
+
+def _plain_type(job: PackJob, form: GgufFormat, option: str, columns: int) -> tuple[GgufType, str]:
+    """The type of a matrix that is not ternary, and why it is not the one asked for."""
+    asked = _asked(job, option)
     if form.demands is not None:
         only = form.demands.embedding
         return only, "" if asked == only else f"its runtimes ({form.runs_in}) agree on {only.name} only"
@@ -146,11 +167,11 @@ def _embedding(job: PackJob, form: GgufFormat, tensor: SourceTensor) -> tuple[Gg
 
 
 def _asked(job: PackJob, option: str) -> GgufType:
-    """What the user wants for the embedding, or for the head: the same unless said otherwise."""
+    """What the user wants; for the head that is what the embedding has, unless said otherwise."""
     name = getattr(job.options, option) or job.options.embedding_type
-    if name.lower() not in EMBEDDING_TYPES:
-        raise UsageError(f"unknown {option.replace('_', ' ')} '{name}'", f"types: {', '.join(EMBEDDING_TYPES)}")
-    return EMBEDDING_TYPES[name.lower()]
+    if name.lower() not in PLAIN_TYPES:
+        raise UsageError(f"unknown {option.replace('_', ' ')} '{name}'", f"types: {', '.join(PLAIN_TYPES)}")
+    return PLAIN_TYPES[name.lower()]
 
 
 def _misfit(columns: int, wanted: GgufType, stored: GgufType) -> str:
