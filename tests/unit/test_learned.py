@@ -82,6 +82,7 @@ def test_what_is_saved_is_what_was_learned_even_if_interrupted(smollm: Path, sto
                 os.kill(os.getpid(), signal.SIGINT)
 
     options = ("training.tokens=768", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64")
+    options += ("training.precision=float32",)
     recipe = load_recipe(
         None,
         [*options, f"data.sources=[{story}]", "scaling={estimator: learned, granularity: row}", "optimizer.lr=0.01"],
