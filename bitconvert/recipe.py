@@ -70,6 +70,15 @@ class LambdaRamp(_Section):
         description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three; soft: the mean "
         "of the three, as likely as they are near; residual: Q(w) + (1 - λ) w, on the curve arenas",
     )
+    order: Literal["together", "sensitive_last"] = Field(
+        "together", description="sensitive_last: the weights that are hurt most by rounding begin when others are done"
+    )
+
+    @model_validator(mode="after")
+    def _order_is_seen(self) -> LambdaRamp:
+        if self.order != "together" and (self.curve == "instant" or self.reach_one_at == 0 or self.blend != "linear"):
+            raise ValueError(f"order {self.order} needs a λ < 1, and blend linear")
+        return self
 
     @model_validator(mode="after")
     def _blend_is_seen(self) -> LambdaRamp:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales, rank_by_sensitivity
 from bitconvert.training.subln import insert_subln
 
 
@@ -100,6 +100,13 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe,
     if recipe.student.subln:
         insert_subln(model, names, lam, sample)
     return lam
+
+
+def order_layers(student: PreTrainedModel, tokens: Tensor) -> None:
+    """Rank the BitLinears of a student that is still the original by what rounding costs on a batch of text."""
+    student(input_ids=tokens, labels=tokens).loss.backward()
+    rank_by_sensitivity(student)
+    student.zero_grad()
 
 
 def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:

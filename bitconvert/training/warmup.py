@@ -43,7 +43,7 @@ from bitconvert.training.data import (
     tokenize,
 )
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.student import is_trained_on, make_student, require_trainable
+from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.trainer import (
@@ -103,7 +103,10 @@ def _run(
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
     teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
-    lam = make_student(student, checkpoint, recipe, sample=order[0]["input_ids"][None])
+    sample = order[0]["input_ids"][None]
+    lam = make_student(student, checkpoint, recipe, sample)
+    if recipe.lam.order == "sensitive_last" and not recipe.control:
+        order_layers(student, sample)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
