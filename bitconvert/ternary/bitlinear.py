@@ -179,8 +179,9 @@ class BitLinear(nn.Linear):
     def pull(self, share: float) -> None:
         """Move the latent weight by a share of its distance toward the ternary weight that it rounds to."""
         self.refresh()
-        assert self.scale is not None
-        self.weight.lerp_(TernaryTensor(codes_of(self.weight, self.scale), self.scale).dequantize(), share)
+        scale = self._used_scale()
+        assert scale is not None
+        self.weight.lerp_(TernaryTensor(codes_of(self.weight, scale), scale).dequantize(), share)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
