@@ -114,6 +114,9 @@ class Distillation(_Section):
     relations: float = Field(
         0.0, ge=0.0, description="weight of the KL of BitDistill's attention relations, in one late layer; 30 to 3000"
     )
+    focus: float = Field(
+        0.0, ge=0.0, description="weigh the KL at a position by the original's probability of the next token ^ -focus"
+    )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
     cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")
@@ -126,9 +129,15 @@ class Distillation(_Section):
         return self
 
     @model_validator(mode="after")
+    def _focus_weighs_something(self) -> Distillation:
+        if self.focus and self.kl == 0:
+            raise ValueError("focus weighs the KL, and kl is 0")
+        return self
+
+    @model_validator(mode="after")
     def _known_to_the_cache(self) -> Distillation:
-        if self.cache and self.hidden + self.relations:
-            raise ValueError("cache keeps the original's likeliest tokens alone, not what hidden and relations need")
+        if self.cache and self.hidden + self.relations + self.focus:
+            raise ValueError("cache keeps the likeliest tokens alone, not what hidden, relations and focus need")
         return self
 
 

@@ -69,6 +69,26 @@ class FullTarget(NamedTuple):
         """The teacher's log-probabilities, whatever the student's are; shape (positions, vocab)."""
         return _log_softmax(self.head.logits(self.hidden[positions]), self.temperature)
 
+    def scales(self, labels: Tensor, windows: int, focus: float, rows: int) -> Tensor:
+        """How much the KL of each position counts, shape (positions,): 1 in the mean over each window.
+
+        They are as softmax(focus * cross-entropy) over the window, so that a token counts more that the teacher itself
+        did not expect. Source: Kim et al., "Token-Scaled Logit Distillation for Ternary Weight Generative Language
+        Models" (arXiv 2308.06744), with focus = 0.1. It takes a second product with the teacher's head.
+
+        Args:
+            labels: the next token of each position.
+            windows: whose positions these are, as many of each.
+            focus: 0 makes all equal.
+            rows: positions at a time.
+        """
+        surprises = []
+        for chunk in chunks(len(labels), rows):
+            log_probs = _log_softmax(self.head.logits(self.hidden[chunk]), 1.0)
+            surprises.append(-log_probs.gather(-1, labels[chunk, None]))
+        by_window = torch.cat(surprises).view(windows, -1)
+        return by_window.mul_(focus).softmax(-1).mul_(by_window.shape[1]).flatten()
+
 
 class TopTarget(NamedTuple):
     """The distribution over the teacher's k likeliest tokens and the rest taken together.
@@ -112,6 +132,8 @@ def distillation_loss(
 ) -> DistillationLoss:
     """``kl * T^2 * KL(teacher || student) + ce * CE``, summed over predicted tokens and divided by ``items``.
 
+    With ``focus`` the KL of some tokens counts more than that of others: see ``FullTarget.scales``.
+
     Dividing the sums by the count of the whole accumulated batch, rather than taking a mean per micro-batch, is what
     makes accumulation give the gradient of one large batch. Source of the KL term: Hinton et al., "Distilling the
     Knowledge in a Neural Network" (arXiv 1503.02531), whose T^2 keeps its gradient's size independent of T.
@@ -132,7 +154,13 @@ def distillation_loss(
         predicting, weight = predicting.detach(), weight.detach()  # the function below looks at nothing else
     rows = chunk_rows(weight.shape[0], chunk_bytes)
     labels = tokens[:, 1:].flatten()
-    sums = _ChunkedLoss.apply(predicting, weight, head, target, labels, options, rows)  # type: ignore[no-untyped-call]
+    scales = None
+    if options.focus and isinstance(target, FullTarget):
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            scales = target.scales(labels, len(tokens), options.focus, rows)
+    sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        predicting, weight, head, target, labels, scales, options, rows
+    )
     return DistillationLoss(*(each / items for each in sums))
 
 
@@ -162,6 +190,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head: Head,
         target: Target | None,
         labels: Tensor,
+        scales: Tensor | None,
         options: Distillation,
         rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,7 +204,7 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in chunks(len(inputs), rows):
                 products = functional.linear(inputs[chunk], weight).requires_grad_(any(wanted))
-                kl_part, ce_part, gradient = _loss_of_products(products, head, target, chunk, labels[chunk], options)
+                kl_part, ce_part, gradient = _loss_of_products(products, head, target, chunk, labels, scales, options)
                 del products
                 kl += kl_part
                 ce += ce_part
@@ -193,16 +222,22 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Scale in place: this is the peak of memory, where the head's gradient must not be there twice."""
         scaled = (None if gradient is None else gradient.mul_(of_loss) for gradient in ctx.saved_tensors)
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _loss_of_products(
-    products: Tensor, head: Head, target: Target | None, chunk: slice, labels: Tensor, options: Distillation
+    products: Tensor,
+    head: Head,
+    target: Target | None,
+    chunk: slice,
+    labels: Tensor,
+    scales: Tensor | None,
+    options: Distillation,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of KL and CE over a chunk, and the gradient of the loss by the head's products, if they require one."""
     with torch.enable_grad():  # through what the family does with the products, which may be nothing
         logits = head.scaled(products)
-    kl, ce, of_logits = _loss_of_logits(logits.detach(), target, chunk, labels, options)
+    kl, ce, of_logits = _loss_of_logits(logits.detach(), target, chunk, labels[chunk], scales, options)
     if not products.requires_grad:
         return kl, ce, of_logits
     (of_products,) = torch.autograd.grad(logits, products, of_logits.to(logits.dtype))
@@ -210,7 +245,7 @@ def _loss_of_products(
 
 
 def _loss_of_logits(
-    logits: Tensor, target: Target | None, chunk: slice, labels: Tensor, options: Distillation
+    logits: Tensor, target: Target | None, chunk: slice, labels: Tensor, scales: Tensor | None, options: Distillation
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of KL and CE over a chunk, and the gradient of the loss by the logits.
 
@@ -225,9 +260,11 @@ def _loss_of_logits(
         return torch.zeros_like(ce), ce, gradient
     log_target = target.log_probs(chunk, softened)
     probs = log_target.exp()
-    kl = log_target.sub_(softened).mul_(probs).sum() * options.temperature**2
-    gradient.add_(softened.exp_().sub_(probs), alpha=options.kl * options.temperature)
-    return kl, ce, gradient
+    kl, of_kl = log_target.sub_(softened).mul_(probs), softened.exp_().sub_(probs)
+    if scales is not None:
+        kl, of_kl = (each.mul_(scales[chunk, None]) for each in (kl, of_kl))
+    gradient.add_(of_kl, alpha=options.kl * options.temperature)
+    return kl.sum() * options.temperature**2, ce, gradient
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

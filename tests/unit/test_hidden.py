@@ -93,5 +93,5 @@ def test_the_loss_is_the_sum_however_it_is_computed(
 
 
 def test_the_cache_has_no_hidden_states() -> None:
-    with pytest.raises(UsageError, match=r"distill: cache keeps .* not what hidden and relations need"):
+    with pytest.raises(UsageError, match=r"distill: cache keeps .* not what hidden, relations and focus need"):
         load_recipe(None, ["distill.hidden=1", "distill.cache=true"])

@@ -68,7 +68,7 @@ def test_the_loss_is_the_sum_however_it_is_computed(smollm: Path, story: Path, t
 
 
 def test_what_it_does_not_go_with_is_named() -> None:
-    with pytest.raises(UsageError, match=r"distill: cache keeps .* not what hidden and relations need"):
+    with pytest.raises(UsageError, match=r"distill: cache keeps .* not what hidden, relations and focus need"):
         load_recipe(None, ["distill.relations=1", "distill.cache=true"])
     with pytest.raises(UsageError, match=r"distill\.relations looks into one layer, training\.compile"):
         load_recipe(None, ["distill.relations=1", "training.compile=true"])
