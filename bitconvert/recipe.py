@@ -114,6 +114,10 @@ class Distillation(_Section):
     relations: float = Field(
         0.0, ge=0.0, description="weight of the KL of BitDistill's attention relations, in one late layer; 30 to 3000"
     )
+    divergence: Literal["forward", "reverse", "jensen_shannon"] = Field(
+        "forward",
+        description="what kl weighs; forward: KL(teacher || student); reverse; or the mean of KLs to their mean",
+    )
     focus: float = Field(
         0.0, ge=0.0, description="weigh the KL at a position by the original's probability of the next token ^ -focus"
     )
@@ -132,6 +136,12 @@ class Distillation(_Section):
     def _focus_weighs_something(self) -> Distillation:
         if self.focus and self.kl == 0:
             raise ValueError("focus weighs the KL, and kl is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _divergence_counts(self) -> Distillation:
+        if self.divergence != "forward" and self.kl == 0:
+            raise ValueError(f"divergence {self.divergence} has no weight: kl is 0")
         return self
 
     @model_validator(mode="after")

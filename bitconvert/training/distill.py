@@ -7,7 +7,8 @@ computing them again on the way back. Source of the idea: Hsu et al., "Liger Ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -249,7 +250,7 @@ def _loss_of_logits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of KL and CE over a chunk, and the gradient of the loss by the logits.
 
-    By logits z the gradient of CE is softmax(z) - onehot, that of T^2 * KL is T * (softmax(z / T) - teacher).
+    By logits z the gradient of CE is softmax(z) - onehot, that of T^2 * KL is T times that by z / T.
     """
     log_probs = _log_softmax(logits, 1.0)
     softened = log_probs if options.temperature == 1.0 else _log_softmax(logits, options.temperature)
@@ -259,12 +260,40 @@ def _loss_of_logits(
     if target is None:
         return torch.zeros_like(ce), ce, gradient
     log_target = target.log_probs(chunk, softened)
-    probs = log_target.exp()
-    kl, of_kl = log_target.sub_(softened).mul_(probs), softened.exp_().sub_(probs)
+    kl, of_kl = _DIVERGENCES[options.divergence](softened, log_target)
     if scales is not None:
         kl, of_kl = (each.mul_(scales[chunk, None]) for each in (kl, of_kl))
     gradient.add_(of_kl, alpha=options.kl * options.temperature)
     return kl.sum() * options.temperature**2, ce, gradient
+
+
+def _forward(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q)."""
+    p = log_p.exp()
+    return log_p.sub_(log_q).mul_(p), log_q.exp_().sub_(p)
+
+
+def _reverse(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p), as in Gu et al., "MiniLLM" (arXiv 2306.08543)."""
+    q = log_q.exp()
+    terms = log_q.sub_(log_p).mul_(q)
+    return terms, terms - q.mul_(terms.sum(-1, keepdim=True))
+
+
+def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of KL(p || m) and KL(q || m) with m = (p + q) / 2, as in Agarwal et al., "GKD" (arXiv 2306.13649)."""
+    log_m = torch.logaddexp(log_q, log_p).sub_(math.log(2))
+    p, q = log_p.exp(), log_q.exp()
+    of_p, of_q = log_p.sub_(log_m).mul_(p), log_q.sub_(log_m).mul_(q)
+    return (of_p + of_q).div_(2), (of_q - q.mul_(of_q.sum(-1, keepdim=True))).div_(2)
+
+
+_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "forward": _forward,
+    "reverse": _reverse,
+    "jensen_shannon": _jensen_shannon,
+}
+"""By log-probabilities of student and teacher, both overwritten: the terms by token, the gradient by the logits."""
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
