@@ -60,7 +60,7 @@ class Scaling(_Section):
 class LambdaRamp(_Section):
     """How λ goes from 0 (latent) to 1 (ternary)."""
 
-    curve: Literal["linear", "cosine", "exponential", "sigmoid", "arenas", "instant"] = "linear"
+    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "arenas", "instant"] = "linear"
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"

@@ -26,6 +26,7 @@ def test_lambda_rises_from_zero_to_one(curve: str, t: float, later: float, reach
     [
         ("linear", 0.25, 0.5),
         ("cosine", 0.1464466, 0.5),
+        ("quadratic", 0.4375, 0.75),
         ("exponential", 0.0168935, 0.0758582),
         ("sigmoid", 0.0701037, 0.5),
         ("instant", 1.0, 1.0),
