@@ -103,6 +103,15 @@ class Student(_Section):
     )
 
 
+class Initialisation(_Section):
+    """What is done to the latents before the first step, with the text to be trained on."""
+
+    method: Literal["none", "gptq"] = Field(
+        "none", description="none: they begin as the original's weights; gptq: rounding errors are compensated for"
+    )
+    tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
+
+
 class Distillation(_Section):
     """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text, and terms of what is inside."""
 
@@ -254,6 +263,7 @@ class Recipe(_Section):
     scaling: Scaling = Scaling()
     lam: LambdaRamp = LambdaRamp()
     student: Student = Student()
+    init: Initialisation = Initialisation()
     distill: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -282,6 +292,14 @@ class Recipe(_Section):
     def _scale_can_learn(self) -> Recipe:
         if self.scaling.estimator == "learned" and self.lam.blend != "linear":
             raise ValueError(f"scaling.estimator learned has no gradient through lam.blend {self.lam.blend}")
+        return self
+
+    @model_validator(mode="after")
+    def _codes_to_begin_with(self) -> Recipe:
+        if self.control and self.init.method != "none":
+            raise ValueError(
+                f"init.method: a control run has no codes, to which {self.init.method} could fit its weights"
+            )
         return self
 
     def to_yaml(self) -> str:

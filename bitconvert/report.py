@@ -221,6 +221,7 @@ class WarmupReport:
         output: directory of the latent checkpoint.
         steps: optimizer steps.
         tokens: training tokens.
+        init_tokens: tokens that were looked at before the first step, to begin with better latents.
         scaling: estimator and granularity, in words.
         control: whether it was trained in full precision, for comparison.
         original_ppl: of the original model on the held-out text.
@@ -232,6 +233,7 @@ class WarmupReport:
     output: str
     steps: int
     tokens: int
+    init_tokens: int
     scaling: str
     control: bool
     original_ppl: float

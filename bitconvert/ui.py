@@ -180,9 +180,11 @@ def show_warmup(report: WarmupReport) -> None:
     for name, ppl in rows:
         table.add_row(name, _ppl(ppl), f"{ppl / report.original_ppl:,.2f}")
     _stdout.print(table)
+    initialised = f" (and {report.init_tokens:,} before the first step)" if report.init_tokens else ""
     next_step = "" if report.control else f"\nnext: bitconvert pack {shlex.quote(report.output)} --format tq2_0"
     show_text(
-        f"{report.steps:,} steps, {report.tokens:,} tokens, {report.scaling}, in {_duration(report.seconds)}\n"
+        f"{report.steps:,} steps, {report.tokens:,} tokens{initialised}, {report.scaling}, "
+        f"in {_duration(report.seconds)}\n"
         f"saved {report.output}{next_step}"
     )
 

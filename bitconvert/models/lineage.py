@@ -42,6 +42,7 @@ class Lineage(BaseModel):
         subln: whether it has norms that its architecture has not; nothing reads such a model.
         kept: linears of the blocks that are not ternary: modules by their dotted names.
         tokens_seen: training tokens.
+        init_tokens: tokens looked at before the first step, to begin with better latents.
         steps: optimizer steps.
         data: what it was trained on, in words.
         seed: of the training run.
@@ -58,6 +59,7 @@ class Lineage(BaseModel):
     subln: bool = False
     kept: tuple[str, ...] = ()
     tokens_seen: int
+    init_tokens: int = 0
     steps: int = 0
     data: str = ""
     seed: int = 0

@@ -9,6 +9,7 @@ from bitconvert.report import WarmupReport
 
 def training_card(lineage: Lineage, report: WarmupReport) -> str:
     """Markdown with the facts of a warmup run."""
+    initialised = f"; {lineage.init_tokens:,} before the first step" if lineage.init_tokens else ""
     ratio = report.held_out_ppl / report.original_ppl
     stored = "rounded, by learned scales" if lineage.scaling.estimator == "learned" else "the latent ones"
     return f"""# Latent ternary checkpoint of {lineage.source}
@@ -23,7 +24,7 @@ in float32; `bitconvert pack` turns them into 1.58-bit files.
 | scaling | {lineage.scaling} |
 | kept from being ternary | {", ".join(lineage.kept) or "nothing"} |
 | final λ | {lineage.lam:g} |
-| tokens seen | {lineage.tokens_seen:,} in {lineage.steps:,} steps, seed {lineage.seed} |
+| tokens seen | {lineage.tokens_seen:,} in {lineage.steps:,} steps, seed {lineage.seed}{initialised} |
 | trained on | {lineage.data} |
 | held-out ppl, original | {report.original_ppl:.2f} |
 | held-out ppl, rounded without training | {report.rounded_ppl:.4g} |

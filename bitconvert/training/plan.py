@@ -232,6 +232,8 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
         yield "Asking the original for distill.cache comes on top, in time and on disk, unless an earlier run has."
     if recipe.distill.teacher_offload and any(not forecast.measured for forecast in forecasts):
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
+    if recipe.init.method != "none":
+        yield f"init.method: {recipe.init.method} comes on top, in time and in memory for its hidden states."
     if not recipe.data.sources:
         yield "The time to sample a text from the model comes on top; --data gives one."
     yield "Loading, and tokenizing a new text, come on top; measuring assumes a text of ten times data.held_out_tokens."

@@ -55,6 +55,7 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
         "control": False,
         "lam.curve": "instant",
         "student.subln": False,
+        "init.method": "none",
         "distill.kl": 0.0,
         "distill.hidden": 0.0,
         "distill.relations": 0.0,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -42,6 +43,7 @@ from bitconvert.training.data import (
     split_held_out,
     tokenize,
 )
+from bitconvert.training.initialisation import initialise
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
@@ -109,7 +111,7 @@ def _run(
         order_layers(student, sample)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
-    _train(trainer, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
+    _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
     report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
@@ -261,6 +263,7 @@ def _split(
 
 def _train(
     trainer: WarmupTrainer,
+    order: ShuffledWindows,
     tokens: Tokens,
     run_directory: Path,
     output: Path,
@@ -274,6 +277,8 @@ def _train(
         reporter.stage("measuring the original model on held-out text")
         ternary = trainer.ternary_ppl()
         trainer.record({"original_ppl": ternary if trained_on else trainer.latent_ppl(), "held_out_ppl": ternary})
+        if trainer.recipe.init.method != "none":
+            _initialise(trainer, order, reporter)
     elif not _measured_at_start(run_directory):
         raise BitconvertError(
             f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
@@ -288,6 +293,14 @@ def _train(
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
     trainer.adopt_averages()
+
+
+def _initialise(trainer: WarmupTrainer, order: ShuffledWindows, reporter: Reporter) -> None:
+    """Make better latents to begin with; if that is interrupted, it is done again from the original's."""
+    reporter.stage(f"initialising the latents: {trainer.recipe.init.method}")
+    student, dtype = cast(PreTrainedModel, trainer.model), products_dtype(trainer.args)
+    tokens = initialise(student, trainer.lam, trainer.recipe, order, dtype, reporter)
+    trainer.record({"held_out_ppl": trainer.ternary_ppl(), "init_tokens": tokens})
 
 
 def _measured_at_start(run_directory: Path) -> bool:
@@ -324,6 +337,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, report: War
         scaling=recipe.scaling,
         subln=recipe.student.subln,
         tokens_seen=report.tokens,
+        init_tokens=report.init_tokens,
         steps=report.steps,
         data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",
         seed=recipe.training.seed,
@@ -338,6 +352,7 @@ def _report(output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory:
         output=str(output),
         steps=trainer.state.global_step,
         tokens=trainer.state.global_step * trainer.tokens_per_step,
+        init_tokens=sum(line.get("init_tokens", 0) for line in lines),
         control=recipe.control,
         scaling="full precision" if recipe.control else str(recipe.scaling),
         original_ppl=lines[0]["original_ppl"],
