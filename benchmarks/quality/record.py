@@ -69,11 +69,6 @@ class Record(Section):
     commit: str
     began: str = Field(description="ISO 8601")
 
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss became something else than a number."""
-        return "not finite" in self.error
-
 
 def record_path(results: Path, trial: Trial) -> Path:
     """The file of a trial."""
