@@ -91,7 +91,9 @@ def _trials(arguments: argparse.Namespace, places: Places) -> list[Trial]:
         for name in arguments.grids:
             for trial in trials_of(files.load(Grid, "grids", name), bed, places, _tell):
                 if made.setdefault(trial.name, trial).warmup != trial.warmup:
-                    raise UsageError(f"{trial.cell}: is another cell in another grid", "give one another name")
+                    raise UsageError(
+                        f"{name}: its {trial.cell} is another cell in another grid", "give one another name"
+                    )
     cells = {trial.cell for trial in made.values()}
     if unknown := sorted(set(arguments.cell) - cells):
         raise UsageError(f"--cell {unknown[0]}: no such cell", f"there are {', '.join(sorted(cells))}")

@@ -402,6 +402,14 @@ def test_all_files_are_read(directory: str, kind: type[Bed] | type[Grid]) -> Non
     assert all(load(kind, directory, name).name == name for name in names(directory))
 
 
+def test_a_name_means_the_same_cell_in_all_grids() -> None:
+    known: dict[str, dict[str, object]] = {}
+    for grid in (load(Grid, "grids", name) for name in names("grids")):
+        for name, cell in grid.cells.items():
+            meant = cell.model_dump(exclude={"about"})
+            assert known.setdefault(name, meant) == meant, f"{grid.name}: {name}"
+
+
 def test_recipes_of_all_beds_resolve() -> None:
     for name in names("beds"):
         bed = load(Bed, "beds", name)
