@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.quality.grid import CONTROL
 from benchmarks.quality.record import Record
+from benchmarks.quality.trial import unequal
 from bitconvert.errors import UsageError
 
 RATIO, CONTROL_RATIO = "ppl_ratio", "control_ratio"
@@ -145,11 +146,9 @@ def _ties(one: Spread, best: Spread) -> bool:
 
 def _require_comparable(records: Sequence[Record]) -> None:
     """Equal tokens in the same order for the same seed, or there is nothing to compare."""
-    orders: dict[int, Record] = {}
-    for record in records:
-        first = orders.setdefault(record.seed, record)
-        if record.order != first.order:
-            raise UsageError(
-                f"{record.bed}: {record.cell} and {first.cell} were trained on other tokens with seed {record.seed}",
-                "remove the results of one of them",
-            )
+    if pair := unequal(records):
+        first, other = pair
+        raise UsageError(
+            f"{other.bed}: {other.cell} and {first.cell} were trained on other tokens with seed {other.seed}",
+            "remove the results of one of them",
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from benchmarks.quality.bed import Bed
 from benchmarks.quality.grid import Cell, Grid
@@ -140,14 +140,32 @@ def _order(model: Path, training: tuple[Path, ...], context: int, windows: int, 
 
 def _require_same_data(trials: list[Trial]) -> None:
     """Equal tokens, and the same order for the same seed, in every cell."""
-    seen: dict[int, Trial] = {}
-    for trial in trials:
-        first = seen.setdefault(trial.seed, trial)
-        if trial.order != first.order:
-            raise UsageError(
-                f"{trial.name}: would train on other tokens than {first.name}, or in another order",
-                "cells may not change training.tokens, context, or batch sizes that do not divide them alike",
-            )
+    if pair := unequal(trials):
+        raise UsageError(
+            f"{pair[1].name}: would train on other tokens than {pair[0].name}, or in another order",
+            "cells may not change training.tokens, context, or batch sizes that do not divide them alike",
+        )
+
+
+class _Ordered(Protocol):
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def order(self) -> str: ...
+
+
+_AnyOrdered = TypeVar("_AnyOrdered", bound=_Ordered)
+
+
+def unequal(trained: Iterable[_AnyOrdered]) -> tuple[_AnyOrdered, _AnyOrdered] | None:
+    """Two of the same seed that are trained on different tokens, or in another order, if there are any."""
+    firsts: dict[int, _AnyOrdered] = {}
+    for one in trained:
+        first = firsts.setdefault(one.seed, one)
+        if one.order != first.order:
+            return first, one
+    return None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
