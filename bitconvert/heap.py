@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
@@ -14,7 +15,7 @@ def keep_freed_memory() -> None:
     it anew. In a training on a CPU, whose steps make the same tensors over and over, that can take as long as the
     arithmetic. The price is that the peak of memory stays resident. Other C libraries are left alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return
     mallopt(_MMAP_MAX, 0)
