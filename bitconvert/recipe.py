@@ -74,15 +74,20 @@ class LambdaRamp(_Section):
         "together", description="sensitive_last: the weights that are hurt most by rounding begin when others are done"
     )
 
+    @property
+    def is_one_from_the_start(self) -> bool:
+        """Whether there is no step at which λ of the weights is below 1."""
+        return self.curve == "instant" or self.reach_one_at == 0
+
     @model_validator(mode="after")
     def _order_is_seen(self) -> LambdaRamp:
-        if self.order != "together" and (self.curve == "instant" or self.reach_one_at == 0 or self.blend != "linear"):
+        if self.order != "together" and (self.is_one_from_the_start or self.blend != "linear"):
             raise ValueError(f"order {self.order} needs a λ < 1, and blend linear")
         return self
 
     @model_validator(mode="after")
     def _blend_is_seen(self) -> LambdaRamp:
-        if self.blend != "linear" and (self.curve == "instant" or self.reach_one_at == 0):
+        if self.blend != "linear" and self.is_one_from_the_start:
             raise ValueError(f"blend {self.blend} is for λ < 1, and this λ is 1 from the start")
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -45,6 +45,12 @@ def head_of(model: PreTrainedModel) -> Head:
         divisor=getattr(model.config, family.logits_divisor) if family.logits_divisor else 1.0,
         softcap=getattr(model.config, family.logits_softcap) if family.logits_softcap else None,
     )
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The layers of the decoder, in order; each gives hidden states of shape (batch, context, hidden)."""
+    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[no-untyped-call]
+    return layers
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:

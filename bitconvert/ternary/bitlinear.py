@@ -13,14 +13,7 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear, product_dtype
-from bitconvert.ternary.quantize import (
-    SMALLEST_SCALE,
-    TernaryTensor,
-    codes_of,
-    quantize_int8,
-    scale_of,
-    ternarize,
-)
+from bitconvert.ternary.quantize import SMALLEST_SCALE, codes_of, quantize_int8, rounded, scale_of, ternarize
 
 
 class Lambda(nn.Module):
@@ -181,7 +174,7 @@ class BitLinear(nn.Linear):
         self.refresh()
         scale = self._used_scale()
         assert scale is not None
-        self.weight.lerp_(TernaryTensor(codes_of(self.weight, scale), scale).dequantize(), share)
+        self.weight.lerp_(rounded(self.weight, scale), share)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
@@ -214,7 +207,7 @@ class BitLinear(nn.Linear):
         """Round the weight by the scale that it has learned; estimated, it is the same from now on."""
         scale = self._used_scale()
         if self.learned_scale is not None and scale is not None:
-            self.weight.copy_(TernaryTensor(codes_of(self.weight, scale), scale).dequantize())
+            self.weight.copy_(rounded(self.weight, scale))
             self.learned_scale = None
 
     def freeze(self) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitconvert.ternary.quantize import TernaryTensor, codes_of
+from bitconvert.ternary.quantize import rounded
 
 _SOFT_AT = 0.2
 """λ at which the soft blend has left the latent weights behind, and begins to harden."""
@@ -45,14 +45,12 @@ class Blend(NamedTuple):
 
 def _linear(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
     """``w + λ (Q(w) - w)``, exact at both ends."""
-    ternary = TernaryTensor(codes_of(weight, scale), scale)
-    return torch.lerp(weight, ternary.dequantize().to(weight.dtype), lam.to(weight.dtype))
+    return torch.lerp(weight, rounded(weight, scale).to(weight.dtype), lam.to(weight.dtype))
 
 
 def _levels(weight: Tensor, scale: Tensor, _: Tensor) -> Tensor:
     """Nine levels, half a scale apart, for as long as λ is not 1; the ternary ones are three of them."""
-    step = scale / 2
-    return TernaryTensor(codes_of(weight, step, largest=4), step).dequantize()
+    return rounded(weight, scale / 2, largest=4)
 
 
 def _soft(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ def _softened(lam: Tensor) -> Tensor:
 
 def _residual(weight: Tensor, scale: Tensor, lam: Tensor) -> Tensor:
     """``Q(w) + (1 - λ) w``: ternary from the start, beside latent weights that fade."""
-    return TernaryTensor(codes_of(weight, scale), scale).dequantize() + (1 - lam) * weight
+    return rounded(weight, scale) + (1 - lam) * weight
 
 
 def _residual_slope(_weight: Tensor, _scale: Tensor, lam: Tensor) -> Tensor:

@@ -120,6 +120,11 @@ def codes_of(weight: Tensor, scale: Tensor, largest: int = 1) -> Tensor:
     return codes
 
 
+def rounded(weight: Tensor, scale: Tensor, largest: int = 1) -> Tensor:
+    """What the codes of a weight under its scale mean: float32, shape (out, in)."""
+    return TernaryTensor(codes_of(weight, scale, largest), scale).dequantize()
+
+
 def row_blocks(weight: Tensor) -> Iterator[slice]:
     """Consecutive rows to work on at once: on a CPU as many as its cache holds; all, elsewhere and for a compiler.
 

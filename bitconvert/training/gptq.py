@@ -16,7 +16,7 @@ from torch import Tensor
 from bitconvert.recipe import Scaling
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import BitLinear, Lambda, bitlinears
-from bitconvert.ternary.quantize import TernaryTensor, codes_of, scale_of
+from bitconvert.ternary.quantize import rounded, scale_of
 from bitconvert.training.layers import Layer
 
 _DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it (GPTQ's)
@@ -112,14 +112,10 @@ def _by_columns(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, 
     for block in _slices(len(columns), _BLOCK):
         for index in range(block.start, block.stop):
             column = columns[index]
-            errors[index] = (column - _rounded(column, scale)) / factor[index, index]
+            errors[index] = (column - rounded(column[:, None], scale)[:, 0]) / factor[index, index]
             columns[index + 1 : block.stop].addr_(factor[index, index + 1 : block.stop], errors[index], alpha=-1)
         columns[block.stop :].addmm_(factor[block, block.stop :].t(), errors[block], alpha=-1)
     return columns.t(), errors.t()
-
-
-def _rounded(column: Tensor, scale: Tensor) -> Tensor:
-    return TernaryTensor(codes_of(column[:, None], scale), scale).dequantize()[:, 0]
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

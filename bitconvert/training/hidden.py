@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-
-def decoder_layers(model: PreTrainedModel) -> Iterable[nn.Module]:
-    """The modules whose outputs are the hidden states, each of shape (batch, context, hidden)."""
-    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[no-untyped-call]
-    return layers
+from torch import Tensor
 
 
 def hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bitconvert.models.head import decoder_layers
 from bitconvert.recipe import Distillation
-from bitconvert.training.hidden import decoder_layers, hidden_error
+from bitconvert.training.hidden import hidden_error
 from bitconvert.training.relations import attention_projections, relation_divergence
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bitconvert.models.head import hidden_states
+from bitconvert.models.head import decoder_layers, hidden_states
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def taken_apart(
         batches: token ids, all of one shape (batch, context).
         dtype: of products and waiting hidden states.
     """
-    modules = list(model.get_decoder().layers)  # type: ignore[no-untyped-call]
+    modules = list(decoder_layers(model))
     calls = _calls(model, modules, batches[0])
     layers = [Layer(module, call, dtype) for module, call in zip(modules, calls, strict=True)]
     return layers, [_first_input(model, modules[0], batch).to(dtype) for batch in batches]

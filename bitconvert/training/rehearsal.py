@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, default_data_collator
 
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.head import decoder_layers
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Silent
 from bitconvert.training.ledger import ACTIVATIONS, Ledger, Work
@@ -249,7 +250,7 @@ def _account(rehearsal: Rehearsal, recipe: Recipe, ledger: Ledger, *, offloaded:
         if original is not None:
             ledger.book(TEACHER, (*original.parameters(), *original.buffers()))
             if offloaded:
-                ledger.book(_ELSEWHERE, original.get_decoder().layers.parameters())  # type: ignore[no-untyped-call]
+                ledger.book(_ELSEWHERE, decoder_layers(original).parameters())
         ledger.book(OPTIMIZER, rehearsal.states())
     nbytes = ledger.nbytes(WEIGHTS) + ledger.nbytes(OPTIMIZER)
     peak = ledger.peak()

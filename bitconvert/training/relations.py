@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from bitconvert.errors import UsageError
+from bitconvert.models.head import decoder_layers
 
 _DEPTH = 24 / 28  # the layer of Qwen3-1.7B that the method's authors take, counted from 0, of all
 _HEADS = 32  # theirs; fewer where 32 do not divide a model's widths
@@ -22,7 +23,7 @@ def attention_projections(model: PreTrainedModel) -> Iterable[nn.Module]:
     Raises:
         UsageError: the model computes them in one.
     """
-    layers: nn.ModuleList = model.get_decoder().layers  # type: ignore[no-untyped-call]
+    layers = decoder_layers(model)
     attention = layers[int(_DEPTH * len(layers))].get_submodule("self_attn")
     if not hasattr(attention, "q_proj"):
         raise UsageError(

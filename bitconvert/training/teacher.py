@@ -11,7 +11,7 @@ from accelerate import cpu_offload
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from bitconvert.models.head import head_of, hidden_states
+from bitconvert.models.head import decoder_layers, head_of, hidden_states
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.training.distill import FullTarget, Target, predicting_positions
 from bitconvert.training.inside import Inside
@@ -51,7 +51,7 @@ class LiveTeacher:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         if options.teacher_offload:
-            for layer in model.get_decoder().layers:  # type: ignore[no-untyped-call]
+            for layer in decoder_layers(model):
                 cpu_offload(layer, execution_device=device)
         for tensor in chain(model.parameters(), model.buffers()):
             if not tensor.is_meta:  # which stands for a weight that waits in CPU memory
