@@ -460,8 +460,11 @@ def _warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
     """Say before a long run, not after it, which formats cannot hold what it makes."""
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import foresee_refusals
+    from bitconvert.training.keep import foreseen_kept
 
-    for name, reason in foresee_refusals(open_checkpoint(model), recipe.pack, recipe.scaling).items():
+    checkpoint = open_checkpoint(model)
+    checkpoint.keeping = foreseen_kept(checkpoint, recipe)
+    for name, reason in foresee_refusals(checkpoint, recipe.pack, recipe.scaling).items():
         reporter.warn(f"{name} cannot hold what this run makes: {reason}")
 
 

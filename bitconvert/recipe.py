@@ -57,6 +57,22 @@ class Scaling(_Section):
         )
 
 
+class Keep(_Section):
+    """Linear layers that stay out of the ternary ones and go on as plain ones: a few, by name or by what they cost."""
+
+    modules: tuple[str, ...] = Field((), description="names or patterns, such as '*.layers.0.*.down_proj'")
+    budget: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the linear weights that may stay: where rounding alone costs most"
+    )
+    tokens: int = Field(1024, gt=0, description="of the training text, on which that is measured, once per matrix")
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Keep:
+        if self.modules and self.budget:
+            raise ValueError("modules names what stays, and budget leaves that to warmup: give one of them")
+        return self
+
+
 class LambdaRamp(_Section):
     """How λ goes from 0 (latent) to 1 (ternary)."""
 
@@ -266,6 +282,7 @@ class Recipe(_Section):
         False, description="train in full precision on the same tokens instead (cross-entropy only), to compare with"
     )
     scaling: Scaling = Scaling()
+    keep: Keep = Keep()
     lam: LambdaRamp = LambdaRamp()
     student: Student = Student()
     init: Initialisation = Initialisation()

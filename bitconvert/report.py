@@ -223,6 +223,7 @@ class WarmupReport:
         tokens: training tokens.
         init_tokens: tokens that were looked at before the first step, to begin with better latents.
         scaling: estimator and granularity, in words.
+        kept: linears that were kept from being ternary.
         control: whether it was trained in full precision, for comparison.
         original_ppl: of the original model on the held-out text.
         rounded_ppl: of the original, rounded without training, with int8 activations.
@@ -235,6 +236,7 @@ class WarmupReport:
     tokens: int
     init_tokens: int
     scaling: str
+    kept: list[str]
     control: bool
     original_ppl: float
     rounded_ppl: float

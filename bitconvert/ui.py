@@ -181,11 +181,12 @@ def show_warmup(report: WarmupReport) -> None:
         table.add_row(name, _ppl(ppl), f"{ppl / report.original_ppl:,.2f}")
     _stdout.print(table)
     initialised = f" (and {report.init_tokens:,} before the first step)" if report.init_tokens else ""
+    kept = f"kept from being ternary: {', '.join(report.kept)}\n" if report.kept else ""
     next_step = "" if report.control else f"\nnext: bitconvert pack {shlex.quote(report.output)} --format tq2_0"
     show_text(
         f"{report.steps:,} steps, {report.tokens:,} tokens{initialised}, {report.scaling}, "
         f"in {_duration(report.seconds)}\n"
-        f"saved {report.output}{next_step}"
+        f"{kept}saved {report.output}{next_step}"
     )
 
 

@@ -41,6 +41,7 @@ class Lineage(BaseModel):
         scaling: estimator and granularity of the scales the weights were trained under.
         subln: whether it has norms that its architecture has not; nothing reads such a model.
         kept: linears of the blocks that are not ternary: modules by their dotted names.
+        keep_tokens: tokens that went forward through the original to choose what is kept.
         tokens_seen: training tokens.
         init_tokens: tokens looked at before the first step, to begin with better latents.
         steps: optimizer steps.
@@ -58,6 +59,7 @@ class Lineage(BaseModel):
     scaling: Scaling
     subln: bool = False
     kept: tuple[str, ...] = ()
+    keep_tokens: int = 0
     tokens_seen: int
     init_tokens: int = 0
     steps: int = 0

@@ -16,6 +16,7 @@ from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Forecast, Reporter, WarmupPlan
 from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
+from bitconvert.training.keep import foreseen_kept
 from bitconvert.training.rehearsal import Account, account, phases, timing
 from bitconvert.training.student import is_trained_on, require_trainable
 from bitconvert.training.teacher import has_teacher
@@ -70,6 +71,7 @@ def plan_warmup(
         BitconvertError: the model cannot be opened, or is not one to train.
     """
     checkpoint = open_checkpoint(model)
+    checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     forecaster = _Forecaster(checkpoint, recipe, reporter)
     forecasts = [forecaster.here(clock), *map(forecaster.on, gpus)]
@@ -234,6 +236,11 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
     if recipe.init.method != "none":
         yield f"init.method: {recipe.init.method} comes on top, in time and in memory for its hidden states."
+    if recipe.keep.budget and not recipe.control:
+        yield (
+            f"Measuring what keep.budget is best spent on comes on top: {recipe.keep.tokens} tokens forward for each "
+            "linear. Here the first linears that it pays for stand for those that it will find."
+        )
     if not recipe.data.sources:
         yield "The time to sample a text from the model comes on top; --data gives one."
     yield "Loading, and tokenizing a new text, come on top; measuring assumes a text of ten times data.held_out_tokens."

@@ -47,9 +47,15 @@ def _require_groups(checkpoint: Checkpoint, size: int) -> None:
 def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """A ternary model is no teacher, computes nothing at λ < 1, and has scales that must not change at once.
 
-    Baked weights need the estimator mse: it finds their scale again when they have moved a little, while absmean
-    shrinks it to their density, and all that was learned is gone after one step.
+    What it keeps from being ternary is what it has kept so far. Baked weights need the estimator mse: it finds their
+    scale again when they have moved a little, while absmean shrinks it to their density, and all that was learned is
+    gone after one step.
     """
+    if recipe.keep.modules or recipe.keep.budget:
+        raise UsageError(
+            f"{checkpoint.name}: keep: it is ternary already, so there is nothing more to keep",
+            "leave keep.modules and keep.budget out; what it has kept so far stays as it is",
+        )
     scaling = checkpoint.scaling
     wanted: dict[str, object] = {
         "control": False,

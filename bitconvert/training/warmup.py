@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from bitconvert.atomic import atomic_directory
+from bitconvert.atomic import atomic_directory, atomic_file
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.heap import keep_freed_memory
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
+from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Reporter, WarmupReport
 from bitconvert.ternary.bitlinear import settle_scales
@@ -44,6 +45,7 @@ from bitconvert.training.data import (
     tokenize,
 )
 from bitconvert.training.initialisation import initialise
+from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
@@ -59,6 +61,7 @@ from bitconvert.training.trainer import (
 RECIPE = "recipe.yaml"
 PLOT = "training.png"
 _RUN = "run.json"
+_KEPT = "kept.json"
 
 
 class Interrupted(BitconvertError):
@@ -97,6 +100,7 @@ def _run(
     arguments = training_arguments(recipe, run_directory)
     reporter.stage(f"loading {model}")
     checkpoint = open_checkpoint(model)
+    checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
     student = checkpoint.load_latent()
@@ -105,6 +109,8 @@ def _run(
     windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
     teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
+    kept = _kept(student, checkpoint, order, arguments, recipe, run_directory, reporter)
+    checkpoint.keeping = kept.modules
     sample = order[0]["input_ids"][None]
     lam = make_student(student, checkpoint, recipe, sample)
     if recipe.lam.order == "sensitive_last" and not recipe.control:
@@ -114,9 +120,9 @@ def _run(
     _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
-    report = _report(output, recipe, trainer, run_directory, seconds=time.monotonic() - started)
+    report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     settle_scales(student)
-    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, report)
+    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
     _save(student, tokenizer, lineage, report, run_directory, output)
     return report
 
@@ -242,6 +248,30 @@ def _teacher(
     return CachedTeacher(), taught
 
 
+def _kept(
+    original: PreTrainedModel,
+    checkpoint: Checkpoint,
+    order: ShuffledWindows,
+    arguments: TrainingArguments,
+    recipe: Recipe,
+    run_directory: Path,
+    reporter: Reporter,
+) -> Kept:
+    """Which linears stay plain: chosen once, since a resumed run must go on with the same."""
+    if recipe.control or not recipe.keep.budget:
+        return Kept(modules=checkpoint.kept)
+    record = run_directory / _KEPT
+    if chosen := read_record(record, Kept, f"remove {run_directory} and start again"):
+        return chosen
+    home = original.device
+    original.to(arguments.device)  # type: ignore[arg-type]
+    chosen = choose_kept(original, checkpoint, order, recipe, reporter)
+    original.to(home)  # type: ignore[arg-type]
+    with atomic_file(record) as temporary:
+        save_record(chosen, temporary)
+    return chosen
+
+
 def _training_tokens(
     original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
 ) -> Tokens:
@@ -330,12 +360,14 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, report: WarmupReport) -> Lineage:
+def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, kept: Kept, report: WarmupReport) -> Lineage:
     return Lineage(
         source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
         subln=recipe.student.subln,
+        kept=kept.modules,
+        keep_tokens=kept.tokens,
         tokens_seen=report.tokens,
         init_tokens=report.init_tokens,
         steps=report.steps,
@@ -346,7 +378,9 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, report: War
     )
 
 
-def _report(output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, seconds: float) -> WarmupReport:
+def _report(
+    output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, kept: Kept, seconds: float
+) -> WarmupReport:
     lines = [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
     return WarmupReport(
         output=str(output),
@@ -355,6 +389,7 @@ def _report(output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory:
         init_tokens=sum(line.get("init_tokens", 0) for line in lines),
         control=recipe.control,
         scaling="full precision" if recipe.control else str(recipe.scaling),
+        kept=list(kept.modules),
         original_ppl=lines[0]["original_ppl"],
         rounded_ppl=lines[0]["held_out_ppl"],
         held_out_ppl=trainer.ternary_ppl(),
