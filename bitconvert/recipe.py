@@ -127,10 +127,14 @@ class Student(_Section):
 class Initialisation(_Section):
     """What is done to the latents before the first step, with the text to be trained on."""
 
-    method: Literal["none", "gptq"] = Field(
-        "none", description="none: they begin as the original's weights; gptq: rounding errors are compensated for"
+    method: Literal["none", "gptq", "blockwise"] = Field(
+        "none",
+        description="none: they begin as the original's weights; gptq: rounding errors are compensated for; "
+        "blockwise: each decoder layer learns, ternary, to give what the original's gives",
     )
     tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
+    lr: float = Field(3e-3, gt=0.0, description="peak learning rate of blockwise")
+    epochs: int = Field(4, gt=0, description="how often blockwise goes over the tokens, at each layer")
 
 
 class Distillation(_Section):

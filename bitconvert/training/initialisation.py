@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from bitconvert.recipe import Recipe
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda
+from bitconvert.training.blockwise import fit_layers
 from bitconvert.training.data import ShuffledWindows
 from bitconvert.training.gptq import compensate_layers
 from bitconvert.training.layers import taken_apart
@@ -40,7 +41,10 @@ def initialise(
     with torch.compiler.set_stance("force_eager"):  # compiled layers know neither hooks nor gradients of their own
         with lam.at(0.0):
             layers, states = taken_apart(student, batches, dtype)
-        compensate_layers(layers, states, lam, reporter)
+        if recipe.init.method == "gptq":
+            compensate_layers(layers, states, lam, reporter)
+        else:
+            fit_layers(layers, states, lam, recipe.init, recipe.training.seed, reporter)
     return sum(batch.numel() for batch in batches)
 
 

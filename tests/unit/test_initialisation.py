@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bitconvert.errors import UsageError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.head import hidden_states
 from bitconvert.models.lineage import read_lineage
 from bitconvert.recipe import Recipe, Scaling, load_recipe
 from bitconvert.report import Silent
-from bitconvert.ternary.bitlinear import insert_bitlinear
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
 from bitconvert.ternary.quantize import TernaryTensor, codes_of, scale_of, ternarize
+from bitconvert.ternary.schedule import lr_at
 from bitconvert.training.data import ShuffledWindows, Windows
 from bitconvert.training.gptq import compensated
 from bitconvert.training.initialisation import initialise
@@ -93,6 +95,65 @@ def test_weights_are_compensated_as_in_optimal_brain_surgery() -> None:
     torch.testing.assert_close(compensated(weight, hessian.float(), scaling), latent.float(), atol=1e-3, rtol=1e-3)
 
 
+# ---- blockwise ----
+
+
+def ternary_model(recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
+    model = random_model("smollm2")
+    names = [name for name, _ in model.named_modules() if name.endswith("_proj")]
+    return model, insert_bitlinear(model, names, recipe.scaling)
+
+
+def test_a_layer_learns_what_the_original_gives_from_what_ternary_layers_give_it() -> None:
+    """One step of the second layer, by the definition; Adam's first step is the gradient's sign."""
+    recipe = load_recipe(None, [*SHORT, "init.method=blockwise", "init.epochs=1", "init.lr=1e-4", "init.tokens=64"])
+    model, lam = ternary_model(recipe)
+    tokens = torch.randint(64, (64,), generator=torch.Generator().manual_seed(0))
+    windows = ShuffledWindows(Windows(tokens.numpy().astype(np.uint16), 32), 2, 0)
+    batch = torch.stack([windows[index]["input_ids"] for index in range(2)])
+
+    def states() -> list[Tensor]:
+        layers, (state,) = taken_apart(model, [batch], torch.float32)
+        return [state := layer(state) for layer in layers]
+
+    with torch.no_grad():
+        wanted = states()[1]
+    untouched = copy.deepcopy(model.model.layers[1].state_dict())
+    initialise(model, lam, recipe, windows, torch.float32, Silent())
+    fitted = copy.deepcopy(model.model.layers[1].state_dict())
+    model.model.layers[1].load_state_dict(untouched)
+    with lam.at(1.0):
+        given = states()[1]
+    errors = (given - wanted).square().sum(-1) / wanted.square().sum(-1)
+    errors[:, :-1].mean().backward()
+    rate = 1e-4 * lr_at(0.5, "cosine", 0.05, 0.05)
+    for name, parameter in model.model.layers[1].named_parameters():
+        assert parameter.grad is not None
+        step = rate * parameter.grad / (parameter.grad.abs() + 1e-8)
+        torch.testing.assert_close(fitted[name], untouched[name] - step, atol=1e-7, rtol=1e-6)
+
+
+def test_the_same_seed_makes_the_same_latents() -> None:
+    def latents(seed: int) -> Tensor:
+        recipe = load_recipe(None, [*SHORT, "init.method=blockwise", f"training.seed={seed}"])
+        model, lam = ternary_model(recipe)
+        windows = Windows(np.random.default_rng(0).integers(64, size=256, dtype=np.uint16), 32)
+        initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent())
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    first = latents(0)
+    assert torch.equal(first, latents(0))
+    assert not torch.equal(first, latents(1))
+
+
+def test_a_rate_that_is_too_high_is_told(smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(story, "init.method=blockwise", "init.lr=1e30")
+    with pytest.raises(BitconvertError, match="not finite") as caught:
+        warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    assert caught.value.hint == "lower init.lr"
+    assert not list(tmp_path.iterdir())
+
+
 # ---- within a warmup ----
 
 
@@ -100,13 +161,13 @@ def recipe_of(story: Path, *overrides: str) -> Recipe:
     return load_recipe(None, [*SHORT, f"data.sources=[{story}]", *overrides])
 
 
-METHODS = ["gptq"]
+METHODS = ["gptq", "blockwise"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_ternary_student_comes_nearer_to_the_original(method: str) -> None:
     recipe = load_recipe(None, [*SHORT, f"init.method={method}", "scaling.estimator=mse"])
-    model = random_model("smollm2")
+    model, lam = ternary_model(recipe)
     windows = Windows(np.random.default_rng(0).integers(64, size=256, dtype=np.uint16), 32)
     tokens = torch.stack([windows[index]["input_ids"] for index in range(8)])
 
@@ -116,8 +177,6 @@ def test_the_ternary_student_comes_nearer_to_the_original(method: str) -> None:
 
     with torch.no_grad():
         original = hidden_states(model, tokens)
-    names = [name for name, _ in model.named_modules() if name.endswith("_proj")]
-    lam = insert_bitlinear(model, names, recipe.scaling)
     rounded = error()
     assert initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent()) == 256
     assert error() < 0.8 * rounded

@@ -1,0 +1,72 @@
+"""Block-wise reconstruction: each decoder layer, ternary, learns to give what the original's layer gave.
+
+It is fitted on what the ternary layers before it make of the text, to the outputs of the original, which saw the text
+as the original makes it: so a layer also mends what those before it left wrong. Sources: Li et al., "BRECQ" (arXiv
+2102.05426) for blocks as the unit; Chen et al., "EfficientQAT" (arXiv 2407.11062) for training all weights of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitconvert.errors import BitconvertError
+from bitconvert.recipe import Initialisation
+from bitconvert.report import Reporter
+from bitconvert.ternary.bitlinear import Lambda
+from bitconvert.ternary.schedule import lr_at
+from bitconvert.training.hidden import hidden_error
+from bitconvert.training.layers import Layer
+
+_LR_SCHEDULE, _LR_WARMUP, _LR_FINAL = "cosine", 0.05, 0.05
+
+
+def fit_layers(
+    layers: Sequence[Layer], states: list[Tensor], lam: Lambda, options: Initialisation, seed: int, reporter: Reporter
+) -> None:
+    """Train the latents, norms and biases of one layer after the other at λ = 1.
+
+    Args:
+        layers: of the decoder, in order; changed in place.
+        states: what goes into the first one, batch by batch; a batch is a step.
+        lam: of their BitLinears.
+        options: rate and epochs of each layer.
+        seed: of the batches' order.
+        reporter: told how many layers are done.
+
+    Raises:
+        BitconvertError: the loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    given = wanted = states
+    for done, layer in enumerate(layers, start=1):
+        with lam.at(0.0):
+            wanted = layer.all(wanted)
+        with lam.at(1.0):
+            _fit(layer, given, wanted, options, generator)
+            given = layer.all(given)
+        reporter.advance(done, len(layers))
+
+
+def _fit(
+    layer: Layer,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    options: Initialisation,
+    generator: torch.Generator,
+) -> None:
+    optimizer = torch.optim.Adam(layer.module.parameters())
+    epochs = (torch.randperm(len(inputs), generator=generator) for _ in range(options.epochs))
+    order = torch.cat(list(epochs)).tolist()
+    for step, index in enumerate(order):
+        rate = options.lr * lr_at((step + 0.5) / len(order), _LR_SCHEDULE, _LR_WARMUP, _LR_FINAL)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        error = hidden_error([layer(inputs[index])], [outputs[index]]) / outputs[index][:, 1:, 0].numel()
+        error.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if not torch.isfinite(error):
+        raise BitconvertError("init.method blockwise: the loss is not finite", "lower init.lr")
