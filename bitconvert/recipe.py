@@ -326,6 +326,8 @@ class Recipe(_Section):
             raise ValueError(
                 f"init.method: a control run has no codes, to which {self.init.method} could fit its weights"
             )
+        if self.init.method == "gptq" and self.student.subln:
+            raise ValueError("init.method: gptq sees what enters layers at λ = 0, where student.subln does nothing")
         return self
 
     def to_yaml(self) -> str:

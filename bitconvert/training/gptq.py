@@ -39,6 +39,8 @@ def compensate_layers(layers: Sequence[Layer], states: list[Tensor], lam: Lambda
             layer.all(states)
         for linear, of_inputs in products.items():
             linear.weight.copy_(compensated(linear.weight, of_inputs, linear.scaling))
+            if linear.learned_scale is not None:
+                linear.learn_scale()  # anew, from where the latents are now
         with lam.at(1.0):
             states = layer.all(states)
         reporter.advance(done, len(layers))

@@ -17,7 +17,7 @@ from bitconvert.models.head import hidden_states
 from bitconvert.models.lineage import read_lineage
 from bitconvert.recipe import Recipe, Scaling, load_recipe
 from bitconvert.report import Silent
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear
+from bitconvert.ternary.bitlinear import Lambda, bitlinears, insert_bitlinear, learn_scales
 from bitconvert.ternary.quantize import TernaryTensor, codes_of, scale_of, ternarize
 from bitconvert.ternary.schedule import lr_at
 from bitconvert.training.data import ShuffledWindows, Windows
@@ -39,6 +39,12 @@ SHORT = (
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).square().sum() / wanted.square().sum()).item()
+
+
+def ternary_model(recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
+    model = random_model("smollm2")
+    names = [name for name, _ in model.named_modules() if name.endswith("_proj")]
+    return model, insert_bitlinear(model, names, recipe.scaling)
 
 
 def correlated_inputs(columns: int) -> Tensor:
@@ -95,13 +101,19 @@ def test_weights_are_compensated_as_in_optimal_brain_surgery() -> None:
     torch.testing.assert_close(compensated(weight, hessian.float(), scaling), latent.float(), atol=1e-3, rtol=1e-3)
 
 
+def test_a_learned_scale_begins_at_that_of_the_compensated_latents() -> None:
+    recipe = load_recipe(None, [*SHORT, "init.method=gptq", "scaling.estimator=learned"])
+    model, lam = ternary_model(recipe)
+    learn_scales(model)
+    windows = Windows(np.random.default_rng(0).integers(64, size=256, dtype=np.uint16), 32)
+    before = [linear.learned_scale for linear in bitlinears(model)]
+    initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent())
+    for linear, old in zip(bitlinears(model), before, strict=True):
+        assert torch.equal(linear.learned_scale, scale_of(linear.weight, recipe.scaling))
+        assert not torch.equal(linear.learned_scale, old)
+
+
 # ---- blockwise ----
-
-
-def ternary_model(recipe: Recipe) -> tuple[PreTrainedModel, Lambda]:
-    model = random_model("smollm2")
-    names = [name for name, _ in model.named_modules() if name.endswith("_proj")]
-    return model, insert_bitlinear(model, names, recipe.scaling)
 
 
 def test_a_layer_learns_what_the_original_gives_from_what_ternary_layers_give_it() -> None:
@@ -196,6 +208,9 @@ def test_a_warmup_says_what_it_began_with(method: str, smollm: Path, story: Path
     assert "256 before the first step" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_control_run_has_nothing_to_initialise() -> None:
-    with pytest.raises(UsageError, match=r"init\.method: a control run has no codes"):
-        load_recipe(None, ["control=true", "init.method=gptq"])
+@pytest.mark.parametrize(
+    ("more", "problem"), [("control=true", "a control run has no codes"), ("student.subln=true", "does nothing")]
+)
+def test_what_it_cannot_go_with_is_refused(more: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=rf"init\.method: .*{problem}"):
+        load_recipe(None, ["init.method=gptq", more])
