@@ -141,7 +141,8 @@ def _cells(grid: str | None) -> list[str]:
 
 
 def _tell(line: str) -> None:
-    print(line, flush=True)
+    sys.stdout.write(f"{line}\n")  # in one piece, as several threads tell something; print() writes the end by itself
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
