@@ -133,7 +133,7 @@ class Initialisation(_Section):
         "blockwise: each decoder layer learns, ternary, to give what the original's gives",
     )
     tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
-    lr: float = Field(3e-3, gt=0.0, description="peak learning rate of blockwise")
+    lr: float = Field(1e-3, gt=0.0, description="peak learning rate of blockwise")
     epochs: int = Field(4, gt=0, description="how often blockwise goes over the tokens, at each layer")
 
 
