@@ -20,7 +20,7 @@ from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Silent
 from bitconvert.training.data import ShuffledWindows, first_windows, tokenize
 
-_NOT_THE_METHOD = ("description", "data", "pack")
+_NOT_THE_METHOD = {"description", "data", "pack"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class Trial:
 
     def method(self) -> dict[str, Any]:
         """The recipe as far as it decides the result, key by key: ``optimizer.lr`` -> value."""
-        sections = self.recipe.model_dump(mode="json")
-        return dict(_flat({name: value for name, value in sections.items() if name not in _NOT_THE_METHOD}))
+        sections = self.recipe.model_dump(mode="json", exclude=_NOT_THE_METHOD)
+        if self.recipe.init.method == "none":
+            sections["init"] = {"method": "none"}  # its options decide nothing then
+        return dict(_flat(sections))
 
 
 def trials_of(grid: Grid, bed: Bed, places: Places, tell: Callable[[str], None]) -> list[Trial]:

@@ -416,10 +416,13 @@ def test_a_name_means_the_same_cell_in_all_grids() -> None:
             assert known.setdefault(name, meant) == meant, f"{grid.name}: {name}"
 
 
-def test_recipes_of_all_beds_resolve() -> None:
-    for name in names("beds"):
-        bed = load(Bed, "beds", name)
-        load_recipe(bed.recipe, [f"{key}={value}" for key, value in bed.set.items()])
+@pytest.mark.parametrize("bed", names("beds"))
+def test_recipes_of_all_cells_resolve(bed: str) -> None:
+    on = load(Bed, "beds", bed)
+    for grid in (load(Grid, "grids", name) for name in names("grids")):
+        for cell in grid.cells_on(on).values():
+            changes = {**on.set, **cell.set}
+            load_recipe(cell.recipe or on.recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
 def test_a_child_is_the_command_line(tmp_path: Path) -> None:
