@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+QUALITY := docs/results/quality
 NPM    := @qvac/llm-llamacpp@0.53.0 bare@latest @huggingface/transformers@4.3.1
 
-.PHONY: help demo test test-all check lint format bench compatibility clean
+.PHONY: help demo test test-all check lint format bench quality-pages compatibility clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ format: $(READY)  ## let ruff rewrite what it can
 bench: $(READY)  ## speed and memory against named peers, as ratios in one run (an hour)
 	$(BIN)/pip install --quiet torchao || echo "torchao is not to be had: left out"
 	for name in training_step loss evaluation packing startup; do $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
+
+quality-pages: $(READY)  ## draw the tables and pictures of docs/results/quality from its results
+	for page in $(QUALITY)/*.md; do \
+		grid=$$(basename $$page .md); test $$grid = README && continue; \
+		$(BIN)/python -m benchmarks.quality table --grid $$grid > $$page && \
+		$(BIN)/python -m benchmarks.quality plot --grid $$grid || exit 1; \
+	done
 
 compatibility: $(READY)  ## load every family in every format into every runtime; writes docs/compatibility.md
 	$(BIN)/pip install --quiet --constraint constraints.txt cyllama || echo "cyllama has no wheel for this Python: left out"

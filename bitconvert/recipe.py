@@ -125,7 +125,7 @@ class Student(_Section):
 
 
 class Initialisation(_Section):
-    """What is done to the latents before the first step, with the text to be trained on."""
+    """What is done to the latents before the first step, with the text to be trained on; a control has none."""
 
     method: Literal["none", "gptq", "blockwise"] = Field(
         "none",
@@ -321,11 +321,7 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
-    def _codes_to_begin_with(self) -> Recipe:
-        if self.control and self.init.method != "none":
-            raise ValueError(
-                f"init.method: a control run has no codes, to which {self.init.method} could fit its weights"
-            )
+    def _gptq_sees_what_enters(self) -> Recipe:
         if self.init.method == "gptq" and self.student.subln:
             raise ValueError("init.method: gptq sees what enters layers at λ = 0, where student.subln does nothing")
         return self

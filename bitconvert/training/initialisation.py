@@ -49,9 +49,8 @@ def initialise(
 
 
 def _batches(windows: ShuffledWindows, recipe: Recipe) -> list[Tensor]:
-    """At most ``init.tokens`` tokens, none twice, as micro-batches of one size."""
-    context, available = recipe.training.context, len(windows.windows)
-    count = max(1, min(recipe.init.tokens // context, available))
+    """At most ``init.tokens`` tokens of those to be trained on, none twice, as micro-batches of one size."""
+    count = max(1, min(recipe.init.tokens // recipe.training.context, len(windows.windows), len(windows)))
     size = min(recipe.training.micro_batch_size, count)
     tokens = torch.stack([windows[index]["input_ids"] for index in range(count // size * size)])
     return list(torch.split(tokens, size))

@@ -208,9 +208,13 @@ def test_a_warmup_says_what_it_began_with(method: str, smollm: Path, story: Path
     assert "256 before the first step" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("more", "problem"), [("control=true", "a control run has no codes"), ("student.subln=true", "does nothing")]
-)
-def test_what_it_cannot_go_with_is_refused(more: str, problem: str) -> None:
-    with pytest.raises(UsageError, match=rf"init\.method: .*{problem}"):
-        load_recipe(None, ["init.method=gptq", more])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_control_is_not_initialised(method: str, smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(story, f"init.method={method}", "control=true")
+    report = warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    assert report.init_tokens == 0
+
+
+def test_gptq_is_refused_with_norms_that_it_cannot_see() -> None:
+    with pytest.raises(UsageError, match=r"init\.method: .*does nothing"):
+        load_recipe(None, ["init.method=gptq", "student.subln=true"])

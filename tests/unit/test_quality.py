@@ -12,7 +12,7 @@ import pytest
 from benchmarks.quality.bed import Bed
 from benchmarks.quality.child import Children, Finished, Stopped
 from benchmarks.quality.files import load, names
-from benchmarks.quality.grid import Cell, Grid
+from benchmarks.quality.grid import CONTROL, Cell, Grid
 from benchmarks.quality.places import Places
 from benchmarks.quality.plots import plot
 from benchmarks.quality.record import Record, read_records
@@ -423,6 +423,15 @@ def test_recipes_of_all_cells_resolve(bed: str) -> None:
         for cell in grid.cells_on(on).values():
             changes = {**on.set, **cell.set}
             load_recipe(cell.recipe or on.recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+
+PAGES = Path("docs/results/quality")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES.glob("*.md") if page.stem != "README"], ids=str)
+def test_pages_are_drawn_from_the_results_beside_them(page: Path) -> None:
+    cells = [CONTROL, *load(Grid, "grids", page.stem).cells]
+    assert page.read_text(encoding="utf-8") == table(read_records(PAGES), cells), "make quality-pages"
 
 
 def test_a_child_is_the_command_line(tmp_path: Path) -> None:
