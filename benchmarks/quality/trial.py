@@ -21,6 +21,7 @@ from bitconvert.report import Silent
 from bitconvert.training.data import ShuffledWindows, first_windows, tokenize
 
 _NOT_THE_METHOD = {"description", "data", "pack"}
+_NOT_OF_A_CONTROL = {"scaling", "lam", "student", "keep", "init", "distill"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class Trial:
 
     def method(self) -> dict[str, Any]:
         """The recipe as far as it decides the result, key by key: ``optimizer.lr`` -> value."""
-        sections = self.recipe.model_dump(mode="json", exclude=_NOT_THE_METHOD)
-        if self.recipe.init.method == "none":
+        unused = _NOT_THE_METHOD | (_NOT_OF_A_CONTROL if self.recipe.control else set())
+        sections = self.recipe.model_dump(mode="json", exclude=unused)
+        if not self.recipe.control and self.recipe.init.method == "none":
             sections["init"] = {"method": "none"}  # its options decide nothing then
         return dict(_flat(sections))
 
