@@ -326,6 +326,11 @@ class Recipe(_Section):
             raise ValueError("init.method: gptq sees what enters layers at λ = 0, where student.subln does nothing")
         return self
 
+    @property
+    def initialises(self) -> bool:
+        """Whether something is done to the latents before the first step; a control has none."""
+        return self.init.method != "none" and not self.control
+
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

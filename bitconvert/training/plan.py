@@ -234,7 +234,7 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
         yield "Asking the original for distill.cache comes on top, in time and on disk, unless an earlier run has."
     if recipe.distill.teacher_offload and any(not forecast.measured for forecast in forecasts):
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
-    if recipe.init.method != "none" and not recipe.control:
+    if recipe.initialises:
         yield f"init.method: {recipe.init.method} comes on top, in time and in memory for its hidden states."
     if recipe.keep.budget and not recipe.control:
         yield (

@@ -307,7 +307,7 @@ def _train(
         reporter.stage("measuring the original model on held-out text")
         ternary = trainer.ternary_ppl()
         trainer.record({"original_ppl": ternary if trained_on else trainer.latent_ppl(), "held_out_ppl": ternary})
-        if trainer.recipe.init.method != "none" and not trainer.recipe.control:
+        if trainer.recipe.initialises:
             _initialise(trainer, order, reporter)
     elif not _measured_at_start(run_directory):
         raise BitconvertError(
