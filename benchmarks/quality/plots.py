@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import groupby
@@ -41,8 +42,8 @@ def plot(records: Sequence[Record], directory: Path, name: str, cells: Sequence[
 
 def _ratios(beds: dict[str, list[Row]]) -> Figure:
     height = 1 + 0.3 * max(len(rows) for rows in beds.values())
-    figure = Figure(figsize=(6.5 * len(beds), height), layout="constrained")
-    for axes, (bed, rows) in zip(_panels(figure, beds), beds.items(), strict=True):
+    figure, panels = _panels(len(beds), (6.5, height))
+    for axes, (bed, rows) in zip(panels, beds.items(), strict=True):
         _draw_ratios(axes, rows)
         axes.set(title=bed, xlabel="ppl / ppl of the original (dots: seeds; bar: their range; line: mean)")
     return figure
@@ -63,8 +64,8 @@ def _draw_ratios(axes: Axes, rows: list[Row]) -> None:
 
 
 def _curves(beds: dict[str, list[Row]]) -> Figure:
-    figure = Figure(figsize=(7.5 * len(beds), 5), layout="constrained")
-    for axes, (bed, rows) in zip(_panels(figure, beds), beds.items(), strict=True):
+    figure, panels = _panels(len(beds), (7.5, 5))
+    for axes, (bed, rows) in zip(panels, beds.items(), strict=True):
         _draw_curves(axes, [row for row in rows if row.numbers])
         axes.set(title=bed, xlabel="tokens", ylabel="ppl on the watched text, ternary, mean of the seeds", yscale="log")
     return figure
@@ -84,8 +85,12 @@ def _draw_curves(axes: Axes, rows: list[Row]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _panels(figure: Figure, beds: dict[str, list[Row]]) -> list[Axes]:
-    return list(figure.subplots(1, len(beds), squeeze=False).flat)
+def _panels(count: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Two beside each other: more would be too small to read on a page."""
+    columns = min(count, 2)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, place) for place in range(1, count + 1)]
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -161,8 +161,9 @@ class Runner:
         kept = trial.output / _WARMUP
         if kept.exists():
             known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-            return known
-        shutil.rmtree(trial.output, ignore_errors=True)  # trained, but killed before its cost was written down
+            if known["method"] == trial.method():
+                return known
+        shutil.rmtree(trial.output, ignore_errors=True)  # killed before its cost was written down, or of an older cell
         resumed = last_checkpoint(partial_directory(trial.output)) is not None
         finished = self.call([*trial.warmup, *(["--resume"] if resumed else [])])
         cost = Cost(
@@ -173,7 +174,8 @@ class Runner:
             interrupted=resumed,
         )
         report = _document(finished, may_fail=True)
-        done = {"report": report, "error": "" if report else finished.error, "cost": cost.model_dump()}
+        error = "" if report else finished.error
+        done = {"method": trial.method(), "report": report, "error": error, "cost": cost.model_dump()}
         if report:
             with atomic_file(kept) as temporary:
                 temporary.write_text(json.dumps(done), encoding="utf-8")

@@ -199,6 +199,18 @@ def test_a_trained_model_that_was_not_judged_is_judged_and_not_trained_again(pla
     assert not trials[0].output.exists()
 
 
+def test_a_trained_model_of_another_recipe_is_not_judged_as_the_cells(places: Places) -> None:
+    call = FakeBitconvert(by_method)
+    call.failures["judged.txt"] = ended(-9, "")
+    runner(places, call).run(trials_of(GRID, BED, places, print))
+    call.failures.clear()
+    call.calls.clear()
+    changed = GRID.cells["default"].model_copy(update={"set": {"distill.kl": 1}})
+    grid = GRID.model_copy(update={"cells": {"default": changed}})
+    assert runner(places, call).run(trials_of(grid, BED, places, print)) == []
+    assert [setting(argv, "distill.kl") for argv in call.calls if argv[0] == "warmup"].count("1") == len(BED.lr) + 2
+
+
 def test_commands_are_the_public_ones_and_can_be_copied(places: Places) -> None:
     record = run(places, FakeBitconvert(by_method))[-1]
     warmup, evaluation = record.commands
