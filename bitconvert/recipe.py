@@ -156,9 +156,18 @@ class Distillation(_Section):
         0.0, ge=0.0, description="weigh the KL at a position by the original's probability of the next token ^ -focus"
     )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
+    until_surpassed: bool = Field(
+        True,
+        description="learn from the text alone while the student is better than the original on held-out text; needs ce",
+    )
     teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
     cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")
     cache_top_k: int = Field(64, gt=0, description="likeliest tokens kept at a position; the rest counts as one")
+
+    @property
+    def asks_the_original(self) -> bool:
+        """Whether any term needs it."""
+        return self.kl + self.hidden + self.relations > 0
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distillation:

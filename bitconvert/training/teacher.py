@@ -26,7 +26,7 @@ class Teacher(Protocol):
 
 def has_teacher(recipe: Recipe) -> bool:
     """Whether anything of a recipe's loss is asked of the original."""
-    return recipe.distill.kl + recipe.distill.hidden + recipe.distill.relations > 0 and not recipe.control
+    return recipe.distill.asks_the_original and not recipe.control
 
 
 def products_dtype(arguments: TrainingArguments) -> torch.dtype:

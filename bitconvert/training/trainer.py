@@ -91,6 +91,8 @@ class WarmupTrainer(Trainer):
         self._checkpoints = Path(cast(str, arguments.output_dir))
         self._metrics_file = self._checkpoints.parent / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
+        self._text_alone = self._distill.model_copy(update={"kl": 0.0, "hidden": 0.0, "relations": 0.0, "focus": 0.0})
+        self._original_ppl = self._held_out_ppl = math.nan  # until they are measured
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {}
         self._last_log = (time.monotonic(), 0)
@@ -122,9 +124,9 @@ class WarmupTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
         tokens = inputs["input_ids"]
-        options = self._distill if model.training else _CROSS_ENTROPY
+        options = self._terms if model.training else _CROSS_ENTROPY
         items = num_items_in_batch or tokens[:, 1:].numel()
-        target = self._teacher.target(inputs) if self._teacher and model.training else None
+        target = self._teacher.target(inputs) if self._teacher and options.asks_the_original else None
         with self.accelerator.autocast():
             with self._inside.kept() as inside:
                 hidden = hidden_states(self._student, tokens)
@@ -137,6 +139,12 @@ class WarmupTrainer(Trainer):
         if model.training:
             self._parts = {name: self._parts.get(name, 0.0) + part for name, part in parts.items()}
         return (loss, {}) if return_outputs else loss
+
+    @property
+    def _terms(self) -> Distillation:
+        """Of the loss at this step: the text's alone while the original has nothing to teach."""
+        is_better = self._held_out_ppl < self._original_ppl
+        return self._text_alone if is_better and self._distill.ce and self._distill.until_surpassed else self._distill
 
     def stop_if_diverged(self) -> None:
         """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step."""
@@ -243,9 +251,14 @@ class WarmupTrainer(Trainer):
         """Append one line to metrics.jsonl and show it."""
         line = {"step": self.state.global_step, "tokens": self.state.global_step * self.tokens_per_step, **metrics}
         line.pop("epoch", None)
+        self._compare(line)
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
+
+    def _compare(self, metrics: dict[str, float]) -> None:
+        self._original_ppl = metrics.get("original_ppl", self._original_ppl)
+        self._held_out_ppl = metrics.get("held_out_ppl", self._held_out_ppl)
 
     def _outlook(self, tokens_per_second: float | None) -> dict[str, float]:
         """What the display adds to the numbers: how far the run is and what comes next."""
@@ -257,12 +270,14 @@ class WarmupTrainer(Trainer):
         return outlook
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will do again."""
+        """Drop the lines of steps that a resumed run will do again, and take up what the others tell."""
         if self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             with atomic_file(self._metrics_file) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
+            for line in kept:
+                self._compare(json.loads(line))
 
     @property
     def tokens_per_step(self) -> int:

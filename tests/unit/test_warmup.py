@@ -168,6 +168,21 @@ def test_a_control_run_stays_in_full_precision(smollm: Path, story: Path, tmp_pa
     assert report.held_out_ppl < report.original_ppl
 
 
+@pytest.mark.parametrize(("until_surpassed", "goes_on"), [("true", False), ("false", True)])
+def test_the_original_teaches_while_it_is_better(
+    smollm: Path, story: Path, tmp_path: Path, until_surpassed: str, goes_on: bool
+) -> None:
+    told = Told()
+    recipe = small(story, "training.eval_every=2", "optimizer.lr=0.02", f"distill.until_surpassed={until_surpassed}")
+    warmup(str(smollm), tmp_path / "out", recipe, reporter=told)
+    original = told.lines[0]["original_ppl"]
+    measured = {line["step"]: line["held_out_ppl"] for line in told.lines if "held_out_ppl" in line}
+    taught = {line["step"]: line["kl"] > 0 for line in told.lines if "kl" in line}
+    surpassed = {step: measured[(step - 1) // 2 * 2] < original for step in taught}
+    assert {False, True} == set(surpassed.values())
+    assert taught == {step: goes_on or not is_better for step, is_better in surpassed.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("also", ["training.micro_batch_size=1", "training.activation_checkpointing=true"])
@@ -387,6 +402,17 @@ def test_kill_9_and_resume_give_the_same_weights_bit_for_bit(
     for line in (*lines[0], *lines[1]):
         line.pop("tokens_per_second", None)
     assert lines[0] == lines[1]
+
+
+def test_a_resumed_run_knows_whether_the_original_still_teaches(smollm: Path, story: Path, tmp_path: Path) -> None:
+    recipe = small(story, "training.eval_every=2", "optimizer.lr=0.02")
+    warmup(str(smollm), tmp_path / "whole", recipe, reporter=Silent())
+    run_until(5, signal.SIGKILL, smollm, tmp_path / "out", recipe)
+    told = Told()
+    warmup(str(smollm), tmp_path / "out", recipe, resume=True, reporter=told)
+    assert told.lines[0]["step"] == 5
+    assert told.lines[0]["kl"] == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_a_checkpoint_cut_off_while_being_written_is_not_used(
