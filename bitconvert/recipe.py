@@ -158,7 +158,7 @@ class Distillation(_Section):
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     until_surpassed: bool = Field(
         True,
-        description="learn from the text alone while the student is better than the original on held-out text; needs ce",
+        description="learn from the text alone while better than the original on held-out text; needs ce",
     )
     teacher_offload: bool = Field(False, description="keep the original's layers in CPU memory, not on the accelerator")
     cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")

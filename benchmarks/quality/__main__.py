@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tier", choices=get_args(Tier), default="screening", help="all beds of this tier")
     run.add_argument("--bed", action="append", metavar="BED", help="these beds instead. Repeatable.")
     run.add_argument("--cell", action="append", metavar="CELL", default=[], help="these cells only. Repeatable.")
+    run.add_argument("--first-seed", action="store_true", help="only what chooses learning rates; the seeds can follow")
     run.add_argument("--models", type=Path, metavar="DIR", help="models and texts of beds other than `demo`")
     run.add_argument("--results", type=Path, default=_RESULTS, help=f"where results go. Default: {_RESULTS}")
     run.add_argument("--runs", type=Path, default=_RUNS, help=f"where models are trained. Default: {_RUNS}")
@@ -97,7 +98,8 @@ def _trials(arguments: argparse.Namespace, places: Places) -> list[Trial]:
     cells = {trial.cell for trial in made.values()}
     if unknown := sorted(set(arguments.cell) - cells):
         raise UsageError(f"--cell {unknown[0]}: no such cell", f"there are {', '.join(sorted(cells))}")
-    return [trial for trial in made.values() if not arguments.cell or trial.cell in arguments.cell]
+    wanted = [trial for trial in made.values() if not arguments.cell or trial.cell in arguments.cell]
+    return [trial for trial in wanted if not arguments.first_seed or trial.seed == trial.bed.seeds[0]]
 
 
 def _beds(arguments: argparse.Namespace) -> list[Bed]:
