@@ -70,9 +70,9 @@ def main() -> None:
 def _random(hidden: int, layers: int, vocabulary: int) -> Pair:
     latent = random_llama(hidden, layers, vocabulary).train(False)
     ternary = copy.deepcopy(latent)
-    insert_bitlinear(ternary, _linears(ternary), Scaling(), lam=1.0)
+    insert_bitlinear(ternary, _linears(ternary), Scaling(estimator="absmean"), lam=1.0)
     freeze_ternary(ternary)
-    return Pair(ternary, _baked(latent, Scaling()))
+    return Pair(ternary, _baked(latent, Scaling(estimator="absmean")))
 
 
 def _opened(path: str) -> Pair:

@@ -63,10 +63,10 @@ def main() -> None:
 
 def _compare_encoders(name: str) -> None:
     form = _gguf_format(name)
-    weight = ternarize(torch.randn(ROWS, COLUMNS) * 0.02, Scaling()).with_fp16_scale().dequantize()
+    weight = ternarize(torch.randn(ROWS, COLUMNS) * 0.02, Scaling(estimator="absmean")).with_fp16_scale().dequantize()
 
     def ours() -> list[NDArray[np.uint8]]:
-        return [form.encode(rows) for rows in baked_blocks(weight, Scaling())]
+        return [form.encode(rows) for rows in baked_blocks(weight, Scaling(estimator="absmean"))]
 
     for peer, quantize in _peers(form).items():
         np.testing.assert_array_equal(np.concatenate(ours()), quantize(weight.numpy()))
@@ -125,7 +125,7 @@ def _models(folder: Path, dtype: torch.dtype) -> Iterator[tuple[Path, Path]]:
     """A random model of 126 million weights as training leaves it, and as ternary floats; both in one dtype."""
     latent, baked = folder / "latent", folder / "baked"
     write_model(latent, "smollm2", layers=2, **SHAPE)
-    Lineage(source="benchmark", lam=1.0, scaling=Scaling(), tokens_seen=1).save(latent)
+    Lineage(source="benchmark", lam=1.0, scaling=Scaling(estimator="absmean"), tokens_seen=1).save(latent)
     _store_as(latent, dtype)
     unpack(open_checkpoint(str(latent)), baked, reporter=Silent())
     _store_as(baked, dtype)

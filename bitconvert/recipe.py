@@ -24,7 +24,7 @@ class Scaling(_Section):
     """How the scale of a ternary weight is computed: an estimator over a granularity."""
 
     estimator: Literal["absmean", "mse", "learned"] = Field(
-        "absmean",
+        "mse",
         description="absmean is BitNet's; mse minimizes the squared rounding error; learned is trained, from there on",
     )
     granularity: str = Field("tensor", description="one scale per tensor, row, or group:N of a row")
@@ -76,7 +76,7 @@ class Keep(_Section):
 class LambdaRamp(_Section):
     """How λ goes from 0 (latent) to 1 (ternary)."""
 
-    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "arenas", "instant"] = "linear"
+    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "arenas", "instant"] = "instant"
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
@@ -128,7 +128,7 @@ class Initialisation(_Section):
     """What is done to the latents before the first step, with the text to be trained on; a control has none."""
 
     method: Literal["none", "gptq", "blockwise"] = Field(
-        "none",
+        "blockwise",
         description="none: they begin as the original's weights; gptq: rounding errors are compensated for; "
         "blockwise: each decoder layer learns, ternary, to give what the original's gives",
     )
@@ -198,7 +198,7 @@ class Optimizer(_Section):
     """Which optimizer, and how its learning rate and weight decay move."""
 
     name: Literal["adamw", "adamw8bit", "adafactor", "muon"] = Field(
-        "adamw",
+        "muon",
         description="bytes kept beside a weight: adamw 8; adamw8bit 2, needs bitsandbytes; adafactor almost none; "
         "muon 4 for the matrices of the layers, adamw for the rest",
     )

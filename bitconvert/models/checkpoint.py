@@ -76,7 +76,7 @@ class Checkpoint:
         is_gguf = path.is_file()
         self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
         self.family: Family = family_of(self.config, name)
-        self.rounding = Scaling()
+        self.rounding = Scaling(estimator="absmean")
         self.keeping: tuple[str, ...] = ()
         self.complete = _complete(name, self.config, self.family)
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
@@ -394,7 +394,7 @@ class Checkpoint:
         if self.kind == "latent" and self.lineage is not None and self.lineage.lam < 1:
             return  # half-way models are blended at each forward
         if self.kind != "latent":
-            module.scaling = Scaling(granularity=self._granularity_of(module.weight, name))
+            module.scaling = Scaling(estimator="absmean", granularity=self._granularity_of(module.weight, name))
         module.freeze()
 
     def _granularity_of(self, weight: Tensor, name: str) -> str:

@@ -161,7 +161,7 @@ def is_baked(weight: Tensor, granularity: str = "row") -> bool:
         weight: shape (out, in), any float dtype.
         granularity: what shares a scale, as ``Scaling`` names it.
     """
-    scaling = Scaling(granularity=granularity)
+    scaling = Scaling(estimator="absmean", granularity=granularity)
     if weight.shape[-1] % (scaling.group_size or 1):
         return False
     magnitude = _grouped(weight.detach().abs(), scaling)
