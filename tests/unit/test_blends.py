@@ -115,4 +115,4 @@ def test_a_residual_needs_its_curve_and_rounded_activations() -> None:
     assert load_recipe(None, ARENAS).lam.blend == "residual"
     for missing in ARENAS:
         with pytest.raises(UsageError, match="arenas"):
-            load_recipe(None, [option for option in ARENAS if option != missing])
+            load_recipe(None, ["lam.curve=linear", *(option for option in ARENAS if option != missing)])

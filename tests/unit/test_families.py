@@ -22,9 +22,11 @@ from bitconvert.recipe import Packing, load_recipe
 from bitconvert.report import PackedFile, Silent
 from bitconvert.training.warmup import warmup
 from tests.models import LLAMA3_ROPE, NASTY, VARIANTS, YARN, write_gguf, write_model
+from tests.recipes import FROM_THE_ORIGINAL
 
 _TOKENS = 300
 _FEW_STEPS = (
+    *FROM_THE_ORIGINAL,
     "training.tokens=768",
     "training.context=96",
     "training.batch_size=2",

@@ -17,8 +17,10 @@ from bitconvert.training.hidden import hidden_error
 from bitconvert.training.inside import Inside
 from bitconvert.training.warmup import warmup
 from tests.models import random_model
+from tests.recipes import FROM_THE_ORIGINAL
 
 SMALL = (
+    *FROM_THE_ORIGINAL,
     "training.tokens=256",
     "training.precision=float32",
     "training.context=32",

@@ -71,7 +71,7 @@ def test_a_kept_linear_is_computed_as_it_is(mixed: Path, source: dict[str, Tenso
 
 def test_stock_transformers_rounds_none_of_them_in_the_latent_checkpoint(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(write_model(tmp_path / "plain", "smollm2")))
-    lineage = Lineage(source="test", lam=1.0, scaling=Scaling(), kept=(Q, DOWN), tokens_seen=1)
+    lineage = Lineage(source="test", lam=1.0, scaling=Scaling(estimator="absmean"), kept=(Q, DOWN), tokens_seen=1)
     (tmp_path / "latent").mkdir()
     save_latent(checkpoint.load_latent(), checkpoint.tokenizer(), lineage, "", tmp_path / "latent")
     theirs = stock(tmp_path / "latent")

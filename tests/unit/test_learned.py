@@ -117,4 +117,4 @@ def test_a_latent_is_pulled_by_the_scale_that_it_learned() -> None:
 
 def test_only_the_linear_blend_lets_a_scale_learn() -> None:
     with pytest.raises(UsageError, match="scaling.estimator learned has no gradient through lam.blend levels"):
-        load_recipe(None, ["scaling.estimator=learned", "lam.blend=levels"])
+        load_recipe(None, ["scaling.estimator=learned", "lam.blend=levels", "lam.curve=linear"])

@@ -17,6 +17,7 @@ from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear, rank_by_s
 from bitconvert.ternary.quantize import ternarize
 from bitconvert.training import warmup as module
 from bitconvert.training.warmup import warmup
+from tests.recipes import FROM_THE_ORIGINAL
 
 
 def test_what_costs_most_is_rounded_last() -> None:
@@ -40,7 +41,7 @@ def test_a_run_ranks_by_its_first_windows(
     students = []
     monkeypatch.setattr(module, "settle_scales", students.append)
     small = ("training.tokens=256", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64")
-    recipe = load_recipe(None, [*small, f"data.sources=[{story}]", "lam.order=sensitive_last"])
+    recipe = load_recipe(None, [*FROM_THE_ORIGINAL, *small, f"data.sources=[{story}]", "lam.order=sensitive_last"])
     warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
     ranks = [layer.rank for layer in bitlinears(students[0])]
     assert sorted(ranks) == pytest.approx([place / (len(ranks) - 1) for place in range(len(ranks))])

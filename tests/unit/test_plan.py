@@ -24,8 +24,10 @@ from bitconvert.training.ledger import Ledger, Work
 from bitconvert.training.plan import plan_warmup
 from bitconvert.training.rehearsal import Rehearsal, account, phases
 from bitconvert.training.warmup import warmup
+from tests.recipes import FROM_THE_ORIGINAL
 
 SMALL = (
+    *FROM_THE_ORIGINAL,
     "training.tokens=1024",
     "lam.reach_one_at=0.5",
     "training.context=128",

@@ -17,6 +17,7 @@ from bitconvert.training.inside import Inside
 from bitconvert.training.relations import relation_divergence
 from bitconvert.training.warmup import warmup
 from tests.models import random_model
+from tests.recipes import FROM_THE_ORIGINAL
 
 RELATIONS = Distillation(relations=1.0)
 
@@ -56,7 +57,7 @@ def test_the_loss_is_the_sum_however_it_is_computed(smollm: Path, story: Path, t
     lines = []
     otherwise = ["training.micro_batch_size=4", "training.activation_checkpointing=true"]
     for name, extra in (("one", []), ("other", otherwise)):
-        recipe = load_recipe(None, [*options, f"data.sources=[{story}]", *extra])
+        recipe = load_recipe(None, [*FROM_THE_ORIGINAL, *options, f"data.sources=[{story}]", *extra])
         warmup(str(smollm), tmp_path / name, recipe, reporter=Silent())
         lines += [line for line in map(json.loads, (tmp_path / name / "metrics.jsonl").open()) if "loss" in line]
     ours, other = lines

@@ -32,6 +32,7 @@ from bitconvert.ternary.quantize import ternarize
 from bitconvert.training.student import require_trainable
 from bitconvert.training.warmup import warmup
 from tests.models import VARIANTS, write_gguf, write_model
+from tests.recipes import FROM_THE_ORIGINAL
 
 TOKENS = torch.arange(3, 60).view(1, -1)
 READ_BACK = [name for name in FORMATS if name != "onnx"]
@@ -475,7 +476,7 @@ def test_baked_weights_that_have_moved_are_not_packed(tmp_path: Path) -> None:
 # ---- training on -----------------------------------------------------------------------------------------------------
 
 SMALL = ("training.context=32", "training.batch_size=2", "training.tokens=256", "data.held_out_tokens=64")
-ON = ("lam.curve=instant", "distill.kl=0")
+ON = (*FROM_THE_ORIGINAL, "lam.curve=instant", "distill.kl=0")
 
 
 def test_a_baked_model_is_trained_on_as_the_ternary_model_that_it_is(tmp_path: Path, story: Path) -> None:
@@ -501,9 +502,9 @@ def test_only_mse_keeps_the_scale_of_baked_weights_that_have_moved() -> None:
 
 @pytest.mark.parametrize("kind", ["latent", "baked"])
 def test_a_ternary_model_is_no_original(tmp_path: Path, story: Path, kind: str) -> None:
-    source = latent(tmp_path / "latent", scaling=Scaling(granularity="row"))
+    source = latent(tmp_path / "latent", scaling=Scaling(estimator="absmean", granularity="row"))
     unpacked(source, tmp_path / "baked")
-    recipe = load_recipe(None, [*SMALL, "control=true"])
+    recipe = load_recipe(None, [*FROM_THE_ORIGINAL, *SMALL, "control=true"])
     with pytest.raises(BitconvertError, match="ternary already" if kind == "baked" else "was warmed up already") as no:
         require_trainable(open_checkpoint(str(tmp_path / kind)), recipe)
     estimator = " --set scaling.estimator=mse" if kind == "baked" else ""
@@ -513,5 +514,6 @@ def test_a_ternary_model_is_no_original(tmp_path: Path, story: Path, kind: str) 
     )
     told = [word for word in no.value.hint.split() if "=" in word]
     require_trainable(
-        open_checkpoint(str(tmp_path / kind)), load_recipe(None, [*SMALL, *told, f"data.sources=[{story}]"])
+        open_checkpoint(str(tmp_path / kind)),
+        load_recipe(None, [*FROM_THE_ORIGINAL, *SMALL, *told, f"data.sources=[{story}]"]),
     )

@@ -30,8 +30,10 @@ from bitconvert.training.plan import plan_warmup
 from bitconvert.training.teacher import LiveTeacher
 from bitconvert.training.trainer import WarmupTrainer, training_arguments, uses_bf16
 from bitconvert.training.warmup import Interrupted, partial_directory, warmup
+from tests.recipes import FROM_THE_ORIGINAL
 
 SMALL = (
+    *FROM_THE_ORIGINAL,
     "training.tokens=768",
     "training.context=32",
     "training.batch_size=4",
