@@ -35,6 +35,10 @@ CASES = (
     ("512, 32k", ("training.micro_batch_size=8", "optimizer.name=adafactor")),
 )
 COMMON = (
+    "scaling.estimator=absmean",
+    "lam.curve=linear",
+    "init.method=none",
+    "optimizer.name=adamw",
     "training.tokens=16384",
     "training.context=256",
     "training.batch_size=8",

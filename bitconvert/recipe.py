@@ -74,17 +74,12 @@ class Keep(_Section):
 
 
 class LambdaRamp(_Section):
-    """How λ goes from 0 (latent) to 1 (ternary)."""
+    """How λ goes from 0 (latent) to 1 (ternary): weights are ``w + λ (Q(w) - w)``."""
 
-    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "arenas", "instant"] = "instant"
+    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "instant"] = "instant"
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
-    )
-    blend: Literal["linear", "levels", "soft", "residual"] = Field(
-        "linear",
-        description="weights at λ < 1; linear: w + λ (Q(w) - w); levels: nine levels instead of three; soft: the mean "
-        "of the three, as likely as they are near; residual: Q(w) + (1 - λ) w, on the curve arenas",
     )
     order: Literal["together", "sensitive_last"] = Field(
         "together", description="sensitive_last: the weights that are hurt most by rounding begin when others are done"
@@ -97,31 +92,9 @@ class LambdaRamp(_Section):
 
     @model_validator(mode="after")
     def _order_is_seen(self) -> LambdaRamp:
-        if self.order != "together" and (self.is_one_from_the_start or self.blend != "linear"):
-            raise ValueError(f"order {self.order} needs a λ < 1, and blend linear")
+        if self.order != "together" and self.is_one_from_the_start:
+            raise ValueError(f"order {self.order} needs a λ < 1")
         return self
-
-    @model_validator(mode="after")
-    def _blend_is_seen(self) -> LambdaRamp:
-        if self.blend != "linear" and self.is_one_from_the_start:
-            raise ValueError(f"blend {self.blend} is for λ < 1, and this λ is 1 from the start")
-        return self
-
-    @model_validator(mode="after")
-    def _residual_has_its_curve(self) -> LambdaRamp:
-        if (self.blend == "residual") != (self.curve == "arenas"):
-            raise ValueError("blend residual and curve arenas, on which λ falls before it rises, go together")
-        if self.curve == "arenas" and self.activations_reach_one_at != 0:
-            raise ValueError("curve arenas is for the weights alone: activations_reach_one_at must be 0")
-        return self
-
-
-class Student(_Section):
-    """What is changed about the model that is trained, beside its weights."""
-
-    subln: bool = Field(
-        False, description="a norm before o_proj and down_proj, as BitDistill has; for measuring: no format holds it"
-    )
 
 
 class Initialisation(_Section):
@@ -297,7 +270,6 @@ class Recipe(_Section):
     scaling: Scaling = Scaling()
     keep: Keep = Keep()
     lam: LambdaRamp = LambdaRamp()
-    student: Student = Student()
     init: Initialisation = Initialisation()
     distill: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
@@ -312,27 +284,9 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
-    def _norms_have_a_lambda(self) -> Recipe:
-        if self.control and self.student.subln:
-            raise ValueError("student.subln: a control run has no λ to bring its norms in")
-        return self
-
-    @model_validator(mode="after")
     def _layers_are_alike(self) -> Recipe:
         if self.distill.relations and self.training.compile:
             raise ValueError("distill.relations looks into one layer, training.compile takes all for the same")
-        return self
-
-    @model_validator(mode="after")
-    def _scale_can_learn(self) -> Recipe:
-        if self.scaling.estimator == "learned" and self.lam.blend != "linear":
-            raise ValueError(f"scaling.estimator learned has no gradient through lam.blend {self.lam.blend}")
-        return self
-
-    @model_validator(mode="after")
-    def _gptq_sees_what_enters(self) -> Recipe:
-        if self.init.method == "gptq" and self.student.subln:
-            raise ValueError("init.method: gptq sees what enters layers at λ = 0, where student.subln does nothing")
         return self
 
     @property

@@ -19,6 +19,7 @@ class Cell(Section):
     about: str = Field(description="one line: what it is, and where it was published")
     set: dict[str, Any] = Field({}, description="what is otherwise than in the bed's recipe: section.key -> value")
     recipe: str | None = Field(None, description="a recipe to start from instead of the bed's")
+    gone: str = Field("", description="the last commit that can train it, where its method was removed since")
     lr: tuple[float, ...] = Field((), description="learning rates to try instead of the bed's")
 
 

@@ -21,7 +21,7 @@ from bitconvert.report import Silent
 from bitconvert.training.data import ShuffledWindows, first_windows, tokenize
 
 _NOT_THE_METHOD = {"description", "data", "pack"}
-_NOT_OF_A_CONTROL = {"scaling", "lam", "student", "keep", "init", "distill"}
+_NOT_OF_A_CONTROL = {"scaling", "lam", "keep", "init", "distill"}
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ def trials_of(grid: Grid, bed: Bed, places: Places, tell: Callable[[str], None])
         grid: the cells.
         bed: the model and its texts, which are written if need be.
         places: where everything lies.
-        tell: told which cells are left out because their recipes are refused: methods come, and go again.
+        tell: told which cells are left out because their methods were removed.
 
     Raises:
-        UsageError: a cell would train on other tokens than the others.
+        UsageError: a cell's recipe is refused, or would train on other tokens than the others'.
     """
     tokens = load_recipe(bed.recipe, _overrides(bed.set)).training.tokens
     texts = prepare(bed, tokens, places)
     made: list[Trial] = []
     for name, cell in grid.cells_on(bed).items():
+        if cell.gone:
+            tell(f"{bed.name}/{name} is left out: it can be trained up to commit {cell.gone}")
+            continue
         rates = cell.lr or bed.lr
-        try:
-            made += [_trial(bed, name, cell, lr, seed, texts, places) for seed in bed.seeds for lr in rates]
-        except UsageError as error:
-            tell(f"{bed.name}/{name} is left out: {error.message}")
+        made += [_trial(bed, name, cell, lr, seed, texts, places) for seed in bed.seeds for lr in rates]
     _require_same_data(made)
     return made
 

@@ -22,11 +22,7 @@ for the modules that it lists."""
 
 def claims_bitnet(lineage: Lineage) -> bool:
     """Whether transformers' own BitLinear computes what this model was trained to compute."""
-    return (
-        lineage.scaling == Scaling(estimator="absmean", granularity="tensor")
-        and lineage.lam == 1.0
-        and not lineage.subln
-    )
+    return lineage.scaling == Scaling(estimator="absmean", granularity="tensor") and lineage.lam == 1.0
 
 
 def save_latent(

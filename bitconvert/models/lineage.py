@@ -39,7 +39,6 @@ class Lineage(BaseModel):
         source: the original model as the user named it.
         lam: λ at the end; below 1 the model is not ternary yet.
         scaling: estimator and granularity of the scales the weights were trained under.
-        subln: whether it has norms that its architecture has not; nothing reads such a model.
         kept: linears of the blocks that are not ternary: modules by their dotted names.
         keep_tokens: tokens that went forward through the original to choose what is kept.
         tokens_seen: training tokens.
@@ -57,7 +56,6 @@ class Lineage(BaseModel):
     source: str
     lam: float
     scaling: Scaling
-    subln: bool = False
     kept: tuple[str, ...] = ()
     keep_tokens: int = 0
     tokens_seen: int

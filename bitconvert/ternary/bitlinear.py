@@ -26,7 +26,6 @@ class Lambda(nn.Module):
     Attributes:
         value: λ of the weights, a scalar tensor.
         of_activations: λ of the activations, a scalar tensor; it may run ahead.
-        blend: what the weights look like at λ < 1, a key of BLENDS.
         settings: both, as numbers.
         is_latent: whether both are 0.
         has_ternary_weights: whether λ of the weights is 1.
@@ -36,9 +35,8 @@ class Lambda(nn.Module):
     value: Tensor
     of_activations: Tensor
 
-    def __init__(self, value: float = 0.0, blend: str = "linear") -> None:
+    def __init__(self, value: float = 0.0) -> None:
         super().__init__()
-        self.blend = blend
         self.register_buffer("value", torch.tensor(0.0), persistent=False)
         self.register_buffer("of_activations", torch.tensor(0.0), persistent=False)
         self.rounded = _LastRounded()
@@ -146,7 +144,7 @@ class BitLinear(nn.Linear):
         scale = self._used_scale()
         weight, bias = (self.weight, self._whole_bias(scale, lam)) if self.codes is None else (self.codes, self.bias)
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, *rounded, scale, lam, self.lam.blend, product_dtype(x)
+            x, weight, bias, *rounded, scale, lam, product_dtype(x)
         )
         return y
 
@@ -219,9 +217,7 @@ class BitLinear(nn.Linear):
         self.weight = None  # type: ignore[assignment]
 
 
-def insert_bitlinear(
-    model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0, blend: str = "linear"
-) -> Lambda:
+def insert_bitlinear(model: nn.Module, names: Iterable[str], scaling: Scaling, lam: float = 0.0) -> Lambda:
     """Put a BitLinear in place of each named nn.Linear, sharing its parameters.
 
     Args:
@@ -229,12 +225,11 @@ def insert_bitlinear(
         names: dotted module names.
         scaling: estimator and granularity of the weights' scales.
         lam: where λ starts.
-        blend: what the weights look like at λ < 1, a key of BLENDS.
 
     Returns:
         The λ that the new layers share.
     """
-    shared = Lambda(lam, blend)
+    shared = Lambda(lam)
     for name in names:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitconvert.ternary.blends import BLENDS
 from bitconvert.ternary.learned import learned_gradients
-from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of
+from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of, rounded
 
 _CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
 """Whether oneDNN has this CPU's int8 dot products; without them an integer product is slower than a float one."""
@@ -49,7 +48,6 @@ class StraightThroughLinear(torch.autograd.Function):
         x_codes, x_scale: what ``x`` was rounded to (see Int8Tensor), or the blend and None.
         w_scale: of the ternary weight (see TernaryTensor); one that is learned gets a gradient.
         lam: scalar tensor that blends the weights; None where they are ternary.
-        blend: how it does that, a key of BLENDS.
         dtype: of the result, and of products that are not of integers.
     """
 
@@ -63,16 +61,15 @@ class StraightThroughLinear(torch.autograd.Function):
         x_scale: Tensor | None,
         w_scale: Tensor,
         lam: Tensor | None,
-        blend: str,
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(x_codes, x_scale, weight, w_scale, lam)
-        ctx.x_dtype, ctx.blend = x.dtype, blend
+        ctx.x_dtype = x.dtype
         with torch.autocast(x.device.type, enabled=False):
             if lam is None and x_scale is not None and _is_worth_integers(x_scale, w_scale, x.shape[-1]):
                 y = _integer_product(Int8Tensor(x_codes, x_scale), _ternary(weight, w_scale)).to(dtype)
             else:
-                w = _weights(weight, w_scale, lam, blend).to(dtype)
+                w = _weights(weight, w_scale, lam).to(dtype)
                 y = functional.linear(_activations(x_codes, x_scale).to(dtype), w)
             return y if bias is None else y.add_(bias)
 
@@ -83,15 +80,13 @@ class StraightThroughLinear(torch.autograd.Function):
         rows = _rows(gradients[0])
         dx = dw = d_scale = None
         if for_x:
-            dx = _input_gradient(rows, weight, w_scale, lam, ctx.blend).to(ctx.x_dtype).view(x_codes.shape)
+            dx = _input_gradient(rows, weight, w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
         if for_weight:
             x_scales = None if x_scale is None else _rows(x_scale)
             dw = _weight_gradient(rows, _rows(x_codes), x_scales).to(weight.dtype)
-            slope = None if lam is None else BLENDS[ctx.blend].slope
-            dw = dw if slope is None else dw * slope(weight, w_scale, lam)
             if ctx.needs_input_grad[5]:
                 dw, d_scale = learned_gradients(dw, weight, w_scale, lam)
-        return dx, dw, rows.sum(0) if for_bias else None, None, None, d_scale, None, None, None
+        return dx, dw, rows.sum(0) if for_bias else None, None, None, d_scale, None, None
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:
@@ -127,15 +122,15 @@ def _weight_gradient(gradient: Tensor, codes: Tensor, scale: Tensor | None) -> T
 
 
 @torch.library.custom_op("bitconvert::input_gradient", mutates_args=())
-def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None, blend: str) -> Tensor:
+def _input_gradient(gradient: Tensor, weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
     """Gradient (tokens, out) @ w' (out, in)."""
     if lam is None and scale.shape[-1] == 1 and _has_exact_integers(gradient):
         return _by_blocks(gradient, scale.view(1, -1), _ternary(weight, scale).codes)
-    return gradient @ _weights(weight, scale, lam, blend).to(gradient.dtype)
+    return gradient @ _weights(weight, scale, lam).to(gradient.dtype)
 
 
 @_input_gradient.register_fake
-def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None, _blend: str) -> Tensor:
+def _(gradient: Tensor, weight: Tensor, _scale: Tensor, _lam: Tensor | None) -> Tensor:
     return gradient.new_empty(gradient.shape[0], weight.shape[1])
 
 
@@ -214,9 +209,11 @@ def _ternary(weight: Tensor, scale: Tensor) -> TernaryTensor:
     return TernaryTensor(weight if weight.dtype == torch.int8 else codes_of(weight, scale), scale)
 
 
-def _weights(weight: Tensor, scale: Tensor, lam: Tensor | None, blend: str) -> Tensor:
-    """What a float product multiplies with: w' (out, in)."""
-    return _ternary(weight, scale).dequantize() if lam is None else BLENDS[blend].weights(weight, scale, lam)
+def _weights(weight: Tensor, scale: Tensor, lam: Tensor | None) -> Tensor:
+    """What a float product multiplies with: w' (out, in), which is ``w + λ (Q(w) - w)``, exact at both ends."""
+    if lam is None:
+        return _ternary(weight, scale).dequantize()
+    return torch.lerp(weight, rounded(weight, scale).to(weight.dtype), lam.to(weight.dtype))
 
 
 def _activations(codes: Tensor, scale: Tensor | None) -> Tensor:

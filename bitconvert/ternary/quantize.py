@@ -110,19 +110,19 @@ def fp16_scale(scale: Tensor) -> Tensor:
     return scale.half().float()
 
 
-def codes_of(weight: Tensor, scale: Tensor, largest: int = 1) -> Tensor:
-    """The codes of a weight under its scale, ``-largest`` to ``largest``: int8, shape (out, in)."""
+def codes_of(weight: Tensor, scale: Tensor) -> Tensor:
+    """The codes of a weight under its scale: int8, shape (out, in)."""
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for rows in row_blocks(weight):
         of_rows = scale if scale.dim() == 1 else scale[rows]
         groups = weight.detach()[rows].float().view(-1, weight.shape[1] // scale.shape[-1])
-        codes[rows] = (groups / of_rows.view(-1, 1)).round_().clamp_(-largest, largest).view(-1, weight.shape[1])
+        codes[rows] = (groups / of_rows.view(-1, 1)).round_().clamp_(-1, 1).view(-1, weight.shape[1])
     return codes
 
 
-def rounded(weight: Tensor, scale: Tensor, largest: int = 1) -> Tensor:
+def rounded(weight: Tensor, scale: Tensor) -> Tensor:
     """What the codes of a weight under its scale mean: float32, shape (out, in)."""
-    return TernaryTensor(codes_of(weight, scale, largest), scale).dequantize()
+    return TernaryTensor(codes_of(weight, scale), scale).dequantize()
 
 
 def row_blocks(weight: Tensor) -> Iterator[slice]:

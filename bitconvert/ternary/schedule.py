@@ -36,11 +36,6 @@ def _sigmoid(u: float) -> float:
     return (1 + math.tanh(_SIGMOID_STEEPNESS / 2 * (u - 0.5)) / half_height) / 2
 
 
-def _arenas(u: float) -> float:
-    """1 - the residual of Arenas (Sherry, arXiv 2601.07892), which rises for a tenth, then falls on a cosine to 0."""
-    return 1 - u / 0.1 if u < 0.1 else _cosine((u - 0.1) / 0.9)
-
-
 def _instant(_: float) -> float:
     return 1.0
 
@@ -51,13 +46,12 @@ LAMBDA_CURVES: dict[str, Callable[[float], float]] = {
     "quadratic": _quadratic,
     "exponential": _exponential,
     "sigmoid": _sigmoid,
-    "arenas": _arenas,
     "instant": _instant,
 }
 
 
 def lambda_at(t: float, curve: str, reach_one_at: float) -> float:
-    """λ at progress t: rises from 0 along ``curve`` (arenas: falls first) and is 1 from ``reach_one_at`` on.
+    """λ at progress t: rises from 0 along ``curve`` and is 1 from ``reach_one_at`` on.
 
     Args:
         t: share of the training done, 0 to 1.

@@ -235,7 +235,11 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
     if recipe.distill.teacher_offload and any(not forecast.measured for forecast in forecasts):
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
     if recipe.initialises:
-        yield f"init.method: {recipe.init.method} comes on top, in time and in memory for its hidden states."
+        times = recipe.init.epochs if recipe.init.method == "blockwise" else 1
+        yield (
+            f"init.method: {recipe.init.method} comes on top: {times} x {recipe.init.tokens:,} tokens through the "
+            "layers, whose hidden states it keeps in memory."
+        )
     if recipe.keep.budget and not recipe.control:
         yield (
             f"Measuring what keep.budget is best spent on comes on top: {recipe.keep.tokens} tokens forward for each "

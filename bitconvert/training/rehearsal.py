@@ -113,7 +113,7 @@ class Rehearsal:
         elif has_teacher(recipe):
             self.original = _random_model(checkpoint, layers)
             teacher = LiveTeacher(self.original, recipe.distill, arguments.device, products_dtype(arguments))
-        lam = make_student(self.student, checkpoint, recipe, sample=self._held_out[0]["input_ids"][None])
+        lam = make_student(self.student, checkpoint, recipe)
         self.trainer = WarmupTrainer(
             self.student, teacher, lam, recipe, arguments, self._windows, self._held_out, Silent()
         )

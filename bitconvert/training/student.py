@@ -11,7 +11,6 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales, rank_by_sensitivity
-from bitconvert.training.subln import insert_subln
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -60,7 +59,6 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
     wanted: dict[str, object] = {
         "control": False,
         "lam.curve": "instant",
-        "student.subln": False,
         "init.method": "none",
         "distill.kl": 0.0,
         "distill.hidden": 0.0,
@@ -86,14 +84,13 @@ def _option(recipe: Recipe, key: str) -> object:
     return reduce(getattr, key.split("."), recipe)
 
 
-def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe, sample: Tensor) -> Lambda:
+def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> Lambda:
     """Put BitLinears into a model, as the recipe wants them.
 
     Args:
         model: changed in place; for a control run it stays as it is.
         checkpoint: where it came from.
         recipe: resolved options.
-        sample: training windows to measure the model on, token ids of shape (batch, context).
 
     Returns:
         The λ of its BitLinears.
@@ -101,11 +98,9 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe,
     if recipe.control:
         return Lambda()
     names = _ternary_modules(model, checkpoint)
-    lam = insert_bitlinear(model, names, recipe.scaling, blend=recipe.lam.blend)
+    lam = insert_bitlinear(model, names, recipe.scaling)
     if recipe.scaling.estimator == "learned":
         learn_scales(model)
-    if recipe.student.subln:
-        insert_subln(model, names, lam, sample)
     return lam
 
 

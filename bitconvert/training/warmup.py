@@ -111,10 +111,9 @@ def _run(
     teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
     kept = _kept(student, checkpoint, order, arguments, recipe, run_directory, reporter)
     checkpoint.keeping = kept.modules
-    sample = order[0]["input_ids"][None]
-    lam = make_student(student, checkpoint, recipe, sample)
+    lam = make_student(student, checkpoint, recipe)
     if recipe.lam.order == "sensitive_last" and not recipe.control:
-        order_layers(student, sample)
+        order_layers(student, order[0]["input_ids"][None])
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
@@ -365,7 +364,6 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, kept: Kept,
         source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
-        subln=recipe.student.subln,
         kept=kept.modules,
         keep_tokens=kept.tokens,
         tokens_seen=report.tokens,

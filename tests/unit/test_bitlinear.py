@@ -46,14 +46,14 @@ def test_lambda_one_is_transformers_own_bitlinear() -> None:
     peer = AutoBitLinear(64, 32, bias=True, online_quant=True)
     peer.load_state_dict(linear.state_dict())
     model = nn.Sequential(linear)
-    insert_bitlinear(model, ["0"], Scaling(), lam=1.0)
+    insert_bitlinear(model, ["0"], Scaling(estimator="absmean"), lam=1.0)
     with torch.compiler.set_stance("force_eager"):
         torch.testing.assert_close(model(x), peer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_one_lambda_moves_all_layers_even_after_the_model_moved() -> None:
     model = small_model()
-    lam = insert_bitlinear(model, ["0", "2"], Scaling())
+    lam = insert_bitlinear(model, ["0", "2"], Scaling(estimator="absmean"))
     model.to(torch.float64).to(torch.float32)
     lam.set(0.5)
     assert [layer.lam.value.item() for layer in bitlinears(model)] == [0.5, 0.5]

@@ -126,11 +126,11 @@ def test_a_gguf_file_on_the_hub_is_fetched(smollm: Path, tmp_path: Path, monkeyp
 
 
 def test_only_absmean_per_tensor_at_one_claims_bitnet() -> None:
-    lineage = Lineage(source="x", lam=1.0, scaling=Scaling(), tokens_seen=0)
+    lineage = Lineage(source="x", lam=1.0, scaling=Scaling(estimator="absmean"), tokens_seen=0)
     assert claims_bitnet(lineage)
     assert not claims_bitnet(lineage.model_copy(update={"lam": 0.9}))
     assert not claims_bitnet(lineage.model_copy(update={"scaling": Scaling(estimator="mse")}))
-    assert not claims_bitnet(lineage.model_copy(update={"scaling": Scaling(granularity="row")}))
+    assert not claims_bitnet(lineage.model_copy(update={"scaling": Scaling(estimator="absmean", granularity="row")}))
 
 
 def test_a_family_names_its_linears() -> None:

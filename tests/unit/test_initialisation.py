@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.models.head import hidden_states
 from bitconvert.models.lineage import read_lineage
 from bitconvert.recipe import Recipe, Scaling, load_recipe
@@ -213,8 +213,3 @@ def test_a_control_is_not_initialised(method: str, smollm: Path, story: Path, tm
     recipe = recipe_of(story, f"init.method={method}", "control=true")
     report = warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
     assert report.init_tokens == 0
-
-
-def test_gptq_is_refused_with_norms_that_it_cannot_see() -> None:
-    with pytest.raises(UsageError, match=r"init\.method: .*does nothing"):
-        load_recipe(None, ["init.method=gptq", "student.subln=true"])

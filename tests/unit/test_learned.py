@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Scaling, load_recipe
 from bitconvert.report import Silent
@@ -113,8 +113,3 @@ def test_a_latent_is_pulled_by_the_scale_that_it_learned() -> None:
         layer.learned_scale.fill_(0.05)
     layer.pull(1.0)
     assert layer.weight.abs().unique().tolist() == pytest.approx([0.0, 0.05])
-
-
-def test_only_the_linear_blend_lets_a_scale_learn() -> None:
-    with pytest.raises(UsageError, match="scaling.estimator learned has no gradient through lam.blend levels"):
-        load_recipe(None, ["scaling.estimator=learned", "lam.blend=levels", "lam.curve=linear"])

@@ -48,7 +48,7 @@ def test_a_run_ranks_by_its_first_windows(
     assert open_checkpoint(str(tmp_path / "out")).kind == "latent"
 
 
-@pytest.mark.parametrize("other", ["lam.curve=instant", "lam.reach_one_at=0", "lam.blend=levels"])
+@pytest.mark.parametrize("other", ["lam.curve=instant", "lam.reach_one_at=0"])
 def test_an_order_that_is_never_seen_is_refused(other: str) -> None:
     with pytest.raises(UsageError, match="order sensitive_last needs"):
         load_recipe(None, ["lam.order=sensitive_last", other])

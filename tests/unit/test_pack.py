@@ -38,9 +38,9 @@ def make_latent(
 ) -> Path:
     """A tiny random SmolLM2 (tied, grouped-query attention, hidden 256) as warmup leaves it behind."""
     write_model(directory, variant, **options)
-    lineage = Lineage(source="test", lam=lam, scaling=scaling or Scaling(), tokens_seen=1000)
+    lineage = Lineage(source="test", lam=lam, scaling=scaling or Scaling(estimator="absmean"), tokens_seen=1000)
     lineage.save(directory)
-    if lineage.scaling == Scaling():
+    if lineage.scaling == Scaling(estimator="absmean"):
         edit_config(directory, quantization_config=ONLINE_BITNET)
     return directory
 
@@ -153,7 +153,7 @@ def test_rows_that_do_not_divide_get_the_next_best_type(
     assert stored["blk.0.attn_output.weight"].tensor_type.name == attention
     assert stored["blk.0.ffn_down.weight"].tensor_type.name == down
     weight = load_file(model / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
-    expected = ternarize(weight, Scaling()).with_fp16_scale().dequantize()
+    expected = ternarize(weight, Scaling(estimator="absmean")).with_fp16_scale().dequantize()
     np.testing.assert_array_equal(weights_of(stored["blk.0.ffn_down.weight"]), expected.numpy())
     reason = f"rows of {intermediate} do not divide by 256, as TQ2_0 requires"
     assert f"2 tensors are stored as {down}: {reason} (blk.*.ffn_down.weight)" in told.notes
@@ -259,7 +259,7 @@ def test_the_directory_is_what_the_format_page_says(tmp_path: Path, latent: Path
     assert config["dtype"] == "float32"
     stored = load_file(directory / "model.safetensors")
     weight = load_file(latent / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    codes, scale = ternarize(weight, Scaling()).with_fp16_scale()
+    codes, scale = ternarize(weight, Scaling(estimator="absmean")).with_fp16_scale()
     assert "lm_head.weight" not in stored
     assert stored["model.layers.0.mlp.up_proj.weight"].shape == (128, 256)
     assert stored["model.layers.0.mlp.up_proj.weight"].dtype == torch.uint8
@@ -402,11 +402,11 @@ def test_what_will_be_refused_is_known_before_the_training(
     (tmp_path / "tiny-bitnet" / "thesis.txt").write_text("in the way of nothing: the files go elsewhere")
     monkeypatch.chdir(tmp_path)
     original, formats = open_checkpoint(str(latent)), ("tq2_0", "i2_s", "safetensors")
-    assert foresee_refusals(original, Packing(formats=formats), Scaling()) == {}
+    assert foresee_refusals(original, Packing(formats=formats), Scaling(estimator="absmean")) == {}
     by_row = foresee_refusals(original, Packing(formats=formats), Scaling(granularity="row"))
     assert by_row.keys() == {"i2_s", "safetensors"}
     with pytest.raises(UsageError, match="unknown embedding type 'q4_0'"):
-        foresee_refusals(original, Packing(formats=formats, embedding_type="q4_0"), Scaling())
+        foresee_refusals(original, Packing(formats=formats, embedding_type="q4_0"), Scaling(estimator="absmean"))
 
 
 def test_a_scaling_that_a_format_cannot_hold_is_refused_with_those_that_can(tmp_path: Path) -> None:

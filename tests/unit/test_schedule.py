@@ -11,7 +11,7 @@ from bitconvert.ternary.schedule import LAMBDA_CURVES, LR_SCHEDULES, lambda_at, 
 shares = st.floats(0, 1)
 
 
-@pytest.mark.parametrize("curve", sorted(LAMBDA_CURVES.keys() - {"arenas"}))
+@pytest.mark.parametrize("curve", sorted(LAMBDA_CURVES))
 @given(t=shares, later=shares, reach=st.floats(0.01, 1))
 def test_lambda_rises_from_zero_to_one(curve: str, t: float, later: float, reach: float) -> None:
     first, second = sorted((t, later))
@@ -35,11 +35,6 @@ def test_lambda_rises_from_zero_to_one(curve: str, t: float, later: float, reach
 def test_lambda_curves(curve: str, at_quarter: float, at_half: float) -> None:
     assert lambda_at(0.125, curve, 0.5) == pytest.approx(at_quarter, abs=1e-6)
     assert lambda_at(0.25, curve, 0.5) == pytest.approx(at_half, abs=1e-6)
-
-
-def test_the_residual_of_arenas_rises_for_a_tenth_and_fades() -> None:
-    points = [1 - lambda_at(t, "arenas", 0.5) for t in (0.0, 0.025, 0.05, 0.275, 0.5, 0.9)]
-    assert points == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("curve", LAMBDA_CURVES)
