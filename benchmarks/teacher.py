@@ -1,7 +1,7 @@
 """Train from the cached teacher instead of the live one: ``python -m benchmarks.teacher``. Quality, CPU time, disk.
 
-The embedded model of `bitconvert demo`, converted as it was before its recipe had a fit and Muon, on a text that is read
-two or three times. Each cached run is made twice: the first asks the teacher, the second finds the answers.
+The embedded model of `bitconvert demo`, converted as it was before its recipe had a fit and Muon, on a text that is
+read two or three times. Each cached run is made twice: the first asks the teacher, the second finds the answers.
 """
 
 from __future__ import annotations
