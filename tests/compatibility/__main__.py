@@ -91,7 +91,7 @@ def _latent(directory: Path, variant: str) -> Checkpoint:
     else:
         write_model(directory, variant)
     (directory / "chat_template.jinja").write_text(PLAIN_CHAT)
-    Lineage(source=variant, lam=1.0, scaling=Scaling(), tokens_seen=0).save(directory)
+    Lineage(source=variant, lam=1.0, scaling=Scaling(estimator="absmean"), tokens_seen=0).save(directory)
     return open_checkpoint(str(directory))
 
 
