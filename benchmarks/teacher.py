@@ -23,7 +23,7 @@ from bitconvert.training.warmup import warmup
 _CHARACTERS_A_TOKEN = 3
 
 
-_AS_PUBLISHED = ("init.method=none", "lam.curve=linear", "optimizer.name=adamw", "optimizer.lr=2e-3")
+_AS_BEFORE = ("init.method=none", "lam.curve=linear", "optimizer.name=adamw", "optimizer.lr=2e-3")
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def _run(options: list[str]) -> tuple[float, float]:
         report = warmup(
             str(MODEL),
             Path(directory) / "out",
-            load_recipe("demo", [*_AS_PUBLISHED, "training.eval_every=1000", *options]),
+            load_recipe("demo", [*_AS_BEFORE, "training.eval_every=1000", *options]),
             reporter=Silent(),
         )
         return report.held_out_ppl, time.process_time() - started

@@ -236,8 +236,9 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
     if recipe.initialises:
         times = recipe.init.epochs if recipe.init.method == "blockwise" else 1
+        tokens = min(recipe.init.tokens, recipe.training.tokens)
         yield (
-            f"init.method: {recipe.init.method} comes on top: {times} x {recipe.init.tokens:,} tokens through the "
+            f"init.method: {recipe.init.method} comes on top: {times} x {tokens:,} tokens through the "
             "layers, whose hidden states it keeps in memory."
         )
     if recipe.keep.budget and not recipe.control:
