@@ -16,10 +16,10 @@ demo: $(READY)  ## warm up, pack and measure the embedded model (minutes)
 	$(BIN)/bitconvert demo --output demo-output/$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)  ## the default tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 test-all: $(READY)  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest --numprocesses auto -m ""
 
 check: lint  ## lint, types, import layers
 	$(BIN)/mypy

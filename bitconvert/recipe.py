@@ -13,7 +13,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from bitconvert.errors import UsageError
 
-Share = Field(ge=0.0, le=1.0)
+TOKENS_FOR_A_RAMP = 0.1
+"""Tokens a parameter from which a λ-ramp does better than fitted layers do (docs/results/quality)."""
 
 
 class _Section(BaseModel):
@@ -76,7 +77,9 @@ class Keep(_Section):
 class LambdaRamp(_Section):
     """How λ goes from 0 (latent) to 1 (ternary): weights are ``w + λ (Q(w) - w)``."""
 
-    curve: Literal["linear", "cosine", "quadratic", "exponential", "sigmoid", "instant"] = "instant"
+    curve: Literal["auto", "linear", "cosine", "quadratic", "exponential", "sigmoid", "instant"] = Field(
+        "auto", description="auto: linear from the original's weights, instant from any others"
+    )
     reach_one_at: float = Field(0.25, ge=0.0, le=1.0, description="share of the training at which λ becomes 1")
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
@@ -100,10 +103,11 @@ class LambdaRamp(_Section):
 class Initialisation(_Section):
     """What is done to the latents before the first step, with the text to be trained on; a control has none."""
 
-    method: Literal["none", "gptq", "blockwise"] = Field(
-        "blockwise",
+    method: Literal["auto", "none", "gptq", "blockwise"] = Field(
+        "auto",
         description="none: they begin as the original's weights; gptq: rounding errors are compensated for; "
-        "blockwise: each decoder layer learns, ternary, to give what the original's gives",
+        "blockwise: each decoder layer learns, ternary, to give what the original's gives; "
+        f"auto: blockwise below {TOKENS_FOR_A_RAMP:g} tokens a parameter, unless a λ-curve is named",
     )
     tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate of blockwise")
@@ -288,6 +292,23 @@ class Recipe(_Section):
         if self.distill.relations and self.training.compile:
             raise ValueError("distill.relations looks into one layer, training.compile takes all for the same")
         return self
+
+    def settled(self, parameters: int, *, is_ternary: bool) -> Recipe:
+        """The recipe for one model, with each ``auto`` decided.
+
+        Args:
+            parameters: how many the model has.
+            is_ternary: whether it is to be trained on as the ternary model that it is.
+        """
+        method, curve = self.init.method, self.lam.curve
+        if method == "auto":
+            is_short = self.training.tokens < TOKENS_FOR_A_RAMP * parameters
+            is_fitted = is_short and curve in ("auto", "instant") and not is_ternary
+            method = "blockwise" if is_fitted else "none"
+        if curve == "auto":
+            curve = "linear" if method == "none" and not is_ternary else "instant"
+        init, lam = self.init.model_copy(update={"method": method}), self.lam.model_copy(update={"curve": curve})
+        return self.model_copy(update={"init": init, "lam": lam})
 
     @property
     def initialises(self) -> bool:

@@ -32,7 +32,7 @@ class Grid(Section):
 
     def cells_on(self, bed: Bed) -> dict[str, Cell]:
         """The cells as they are on a bed, and its control before them."""
-        control = Cell(about=_CONTROL, set={"control": True, "init.method": "none"}, lr=bed.control_lr)
+        control = Cell(about=_CONTROL, set={"control": True}, lr=bed.control_lr)
         return {CONTROL: control, **self.cells}
 
 

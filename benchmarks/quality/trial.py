@@ -15,10 +15,11 @@ from benchmarks.quality.grid import Cell, Grid
 from benchmarks.quality.places import Places
 from benchmarks.quality.texts import Texts, prepare
 from bitconvert.errors import UsageError
-from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Silent
 from bitconvert.training.data import ShuffledWindows, first_windows, tokenize
+from bitconvert.training.student import settle
 
 _NOT_THE_METHOD = {"description", "data", "pack"}
 _NOT_OF_A_CONTROL = {"scaling", "lam", "keep", "init", "distill"}
@@ -94,7 +95,7 @@ def trials_of(grid: Grid, bed: Bed, places: Places, tell: Callable[[str], None])
 def _trial(bed: Bed, name: str, cell: Cell, lr: float, seed: int, texts: Texts, places: Places) -> Trial:
     own = {"optimizer.lr": lr, "training.seed": seed}
     overrides = _overrides({**bed.set, **cell.set, **own})
-    recipe = load_recipe(cell.recipe or bed.recipe, overrides)
+    recipe = settle(load_recipe(cell.recipe or bed.recipe, overrides), _checkpoint(places.model(bed)))
     output = places.runs / bed.name / name / f"lr-{lr:g}-seed-{seed}"
     return Trial(
         bed=bed,
@@ -134,9 +135,14 @@ def _overrides(changes: dict[str, Any]) -> list[str]:
 
 
 @lru_cache
+def _checkpoint(model: Path) -> Checkpoint:
+    return open_checkpoint(str(model))
+
+
+@lru_cache
 def _order(model: Path, training: tuple[Path, ...], context: int, windows: int, seed: int) -> str:
     """sha256 of the tokens' content and of the order in which warmup takes windows out of them."""
-    tokens = tokenize([str(path) for path in training], open_checkpoint(str(model)).tokenizer(), Silent())
+    tokens = tokenize([str(path) for path in training], _checkpoint(model).tokenizer(), Silent())
     order = ShuffledWindows(first_windows(tokens, len(tokens), context), windows, seed)
     numbers = [order.window_at(index) for index in range(windows)]
     return hashlib.sha256(f"{tokens.key} {context} {numbers}".encode()).hexdigest()

@@ -18,7 +18,7 @@ from bitconvert.report import Forecast, Reporter, WarmupPlan
 from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
 from bitconvert.training.keep import foreseen_kept
 from bitconvert.training.rehearsal import Account, account, phases, timing
-from bitconvert.training.student import is_trained_on, require_trainable
+from bitconvert.training.student import is_trained_on, require_trainable, settle
 from bitconvert.training.teacher import has_teacher
 
 _PROGRAM, _ALLOCATOR = "program", "allocator"
@@ -71,6 +71,7 @@ def plan_warmup(
         BitconvertError: the model cannot be opened, or is not one to train.
     """
     checkpoint = open_checkpoint(model)
+    recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     forecaster = _Forecaster(checkpoint, recipe, reporter)

@@ -32,6 +32,12 @@ def is_trained_on(checkpoint: Checkpoint) -> bool:
     return checkpoint.kind in ("latent", "baked")
 
 
+def settle(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """What a recipe says of a model, with each ``auto`` decided."""
+    parameters = sum(parameter.numel() for parameter in checkpoint.skeleton().parameters())
+    return recipe.settled(parameters, is_ternary=is_trained_on(checkpoint))
+
+
 def _require_groups(checkpoint: Checkpoint, size: int) -> None:
     skeleton = checkpoint.skeleton()
     for name in _ternary_modules(skeleton, checkpoint):

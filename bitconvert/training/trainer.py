@@ -41,6 +41,9 @@ from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
+_SURPASSED = "better than the original on held-out text: the text alone teaches now"
+_FELL_BEHIND = "no longer better than the original on held-out text: it teaches again"
+
 _LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or NaN, has diverged
 
 CHECKPOINTS = "checkpoints"
@@ -251,10 +254,13 @@ class WarmupTrainer(Trainer):
         """Append one line to metrics.jsonl and show it."""
         line = {"step": self.state.global_step, "tokens": self.state.global_step * self.tokens_per_step, **metrics}
         line.pop("epoch", None)
+        was_taught = self._terms.asks_the_original
         self._compare(line)
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
+        if self._terms.asks_the_original != was_taught:
+            self.reporter.note(_SURPASSED if was_taught else _FELL_BEHIND)
 
     def _compare(self, metrics: dict[str, float]) -> None:
         self._original_ppl = metrics.get("original_ppl", self._original_ppl)

@@ -47,7 +47,7 @@ from bitconvert.training.data import (
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable
+from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable, settle
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.trainer import (
@@ -100,6 +100,7 @@ def _run(
     arguments = training_arguments(recipe, run_directory)
     reporter.stage(f"loading {model}")
     checkpoint = open_checkpoint(model)
+    recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
@@ -122,7 +123,7 @@ def _run(
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     settle_scales(student)
     lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
-    _save(student, tokenizer, lineage, report, run_directory, output)
+    _save(student, tokenizer, lineage, report, recipe, run_directory, output)
     return report
 
 
@@ -400,6 +401,7 @@ def _save(
     tokenizer: PreTrainedTokenizerFast,
     lineage: Lineage | None,
     report: WarmupReport,
+    recipe: Recipe,
     run_directory: Path,
     output: Path,
 ) -> None:
@@ -410,8 +412,8 @@ def _save(
             tokenizer.save_pretrained(directory)
         else:
             save_latent(student, tokenizer, lineage, training_card(lineage, report), directory)
-        for name in (RECIPE, METRICS):
-            shutil.copyfile(run_directory / name, directory / name)
+        (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        shutil.copyfile(run_directory / METRICS, directory / METRICS)
         plot_metrics(directory / METRICS, directory / PLOT)
         if (run_directory / TRACKED).is_dir():
             shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)

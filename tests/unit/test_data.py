@@ -23,14 +23,7 @@ from bitconvert.training.data import (
     tokenize,
 )
 from tests.models import byte_level_bpe, sentencepiece_bpe
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def stage(self, title: str) -> None:
-        self.stages.append(title)
+from tests.recording import Recorder
 
 
 def stream(count: int) -> Tokens:
@@ -82,7 +75,7 @@ def test_a_text_is_tokenized_once(tmp_path: Path) -> None:
     first.write_text("The quick brown fox")
     moved.write_text("The quick brown fox")
     changed.write_text("The quick brown dog")
-    told = Told()
+    told = Recorder()
     keys = [tokenize([str(file)], byte_level_bpe(), told).key for file in (first, moved, changed)]
     assert keys[0] == keys[1] != keys[2]
     assert told.stages == [f"tokenizing {first}", f"tokenizing {changed}"]
@@ -162,7 +155,7 @@ def test_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sampled_text_comes_from_the_model_and_is_kept(smollm: Path) -> None:
     checkpoint = open_checkpoint(str(smollm))
-    model, tokenizer, told = checkpoint.load_latent(), checkpoint.tokenizer(), Told()
+    model, tokenizer, told = checkpoint.load_latent(), checkpoint.tokenizer(), Recorder()
     options = Data(sampled_tokens=300)
     first = sample_tokens(model, tokenizer, options, 32, 0, told)
     again = sample_tokens(model, tokenizer, options, 32, 0, told)

@@ -308,7 +308,11 @@ def test_what_is_not_the_trainings_fault_is_no_result(places: Places, failure: F
 def test_a_recipe_that_prepares_ternary_weights_has_a_control_too(places: Places) -> None:
     bed = BED.model_copy(update={"set": {**BED.set, "init.method": "blockwise"}})
     trials = trials_of(GRID, bed, places, pytest.fail)
-    assert {trial.cell: trial.recipe.init.method for trial in trials}["control"] == "none"
+    assert {trial.cell: trial.recipe.initialises for trial in trials} == {
+        "control": False,
+        "default": True,
+        "instant": True,
+    }
 
 
 def test_means_spreads_and_ratios_to_the_control_of_the_same_seed(places: Places) -> None:

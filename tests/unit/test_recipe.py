@@ -96,3 +96,26 @@ def test_a_step_budget_pays_for_at_least_one_step() -> None:
 def test_the_shipped_recipes_are_plain_yaml() -> None:
     for file in recipe_directory().glob("*.yaml"):
         assert isinstance(yaml.safe_load(file.read_text()), dict)
+
+
+# ---- what is decided by the model ----
+
+
+@pytest.mark.parametrize(
+    ("parameters", "is_ternary", "overrides", "method", "curve"),
+    [
+        (10_000_001, False, (), "blockwise", "instant"),
+        (10_000_000, False, (), "none", "linear"),
+        (10_000_001, False, ("lam.curve=cosine",), "none", "cosine"),
+        (10_000_000, False, ("lam.curve=instant",), "none", "instant"),
+        (10_000_001, False, ("init.method=none",), "none", "linear"),
+        (10_000_000, False, ("init.method=blockwise",), "blockwise", "instant"),
+        (10_000_000, False, ("init.method=gptq", "lam.curve=linear"), "gptq", "linear"),
+        (10_000_001, True, (), "none", "instant"),
+    ],
+)
+def test_what_is_auto_is_decided_by_tokens_a_parameter(
+    parameters: int, is_ternary: bool, overrides: tuple[str, ...], method: str, curve: str
+) -> None:
+    recipe = load_recipe(None, ["training.tokens=1_000_000", *overrides]).settled(parameters, is_ternary=is_ternary)
+    assert (recipe.init.method, recipe.lam.curve) == (method, curve)

@@ -23,17 +23,10 @@ from bitconvert.training.distill import Target
 from bitconvert.training.teacher import LiveTeacher
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from tests.models import random_model
+from tests.recording import Recorder
 
 VOCAB, CONTEXT, WINDOWS = 64, 8, 7
 EVERYWHERE = slice(None)
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +126,7 @@ def test_the_likeliest_tokens_and_the_rest(model: PreTrainedModel) -> None:
 
 
 def test_a_file_is_as_large_as_was_told(model: PreTrainedModel) -> None:
-    told = Told()
+    told = Recorder()
     windows = TaughtWindows(order_of(), "key", VOCAB, 16, 1.0)
     windows.fill(lambda: live(model), 2, told)
     (file,) = files()
@@ -148,7 +141,7 @@ def test_the_teacher_is_asked_once(model: PreTrainedModel) -> None:
     def again(order: ShuffledWindows, key: str = "key", k: int = 5, temperature: float = 1.0) -> None:
         TaughtWindows(order, key, VOCAB, k, temperature).fill(nobody, 2, told)
 
-    told = Told()
+    told = Recorder()
     taught(model, order_of(), k=5)
     again(order_of())
     again(order_of(count=3 * WINDOWS, seed=8))  # the same windows in another order

@@ -33,18 +33,11 @@ from bitconvert.training.student import require_trainable
 from bitconvert.training.warmup import warmup
 from tests.models import VARIANTS, write_gguf, write_model
 from tests.recipes import FROM_THE_ORIGINAL
+from tests.recording import Recorder
 
 TOKENS = torch.arange(3, 60).view(1, -1)
 READ_BACK = [name for name in FORMATS if name != "onnx"]
 A_LINEAR = "model.layers.0.mlp.up_proj.weight"
-
-
-class Noting(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def latent(directory: Path, variant: str = "smollm2", scaling: Scaling | None = None, **options: Any) -> Path:
@@ -278,7 +271,7 @@ def test_online_latents_are_rounded_as_transformers_rounds_them(tmp_path: Path) 
     source = write_model(tmp_path / "theirs", "smollm2", padding_rows=0)
     online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
     edit(source, {"quantization_config": online})
-    told = Noting()
+    told = Recorder()
     report = unpack(open_checkpoint(str(source)), tmp_path / "baked", reporter=told)
     assert (report.kind, report.scaling) == ("latent", "absmean per tensor")
     assert "to train on, start from" in told.notes[0]
@@ -293,7 +286,7 @@ def test_online_latents_are_rounded_as_transformers_rounds_them(tmp_path: Path) 
 def test_gguf_files_of_others_with_scales_of_their_own(tmp_path: Path, kind: GgufType, granularity: int) -> None:
     register_q2_0()
     source = write_gguf(write_model(tmp_path / "latents", "llama3", padding_rows=0), tmp_path / "theirs.gguf", kind)
-    told = Noting()
+    told = Recorder()
     report = unpack(open_checkpoint(str(source)), tmp_path / "baked", reporter=told)
     assert report.scaling == f"absmean per group:{granularity}"
     assert "round them in blocks" in told.notes[0]

@@ -31,6 +31,7 @@ from bitconvert.training.teacher import LiveTeacher
 from bitconvert.training.trainer import WarmupTrainer, training_arguments, uses_bf16
 from bitconvert.training.warmup import Interrupted, partial_directory, warmup
 from tests.recipes import FROM_THE_ORIGINAL
+from tests.recording import Recorder
 
 SMALL = (
     *FROM_THE_ORIGINAL,
@@ -46,18 +47,6 @@ SMALL = (
 
 def small(story: Path, *overrides: str) -> Recipe:
     return load_recipe(None, [*SMALL, f"data.sources=[{story}]", *overrides])
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[dict[str, float]] = []
-        self.warnings: list[str] = []
-
-    def metrics(self, values) -> None:
-        self.lines.append(dict(values))
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +133,7 @@ def test_a_model_stopped_half_way_is_not_ternary(smollm: Path, story: Path, tmp_
 
 
 def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
-    told = Told()
+    told = Recorder()
     warmup(str(smollm), tmp_path / "out", load_recipe(None, [*SMALL, "data.sampled_tokens=1024"]), reporter=told)
     assert "sampled from the original model" in told.warnings[0]
     lineage = read_lineage(tmp_path / "out")
@@ -174,7 +163,7 @@ def test_a_control_run_stays_in_full_precision(smollm: Path, story: Path, tmp_pa
 def test_the_original_teaches_while_it_is_better(
     smollm: Path, story: Path, tmp_path: Path, until_surpassed: str, goes_on: bool
 ) -> None:
-    told = Told()
+    told = Recorder()
     recipe = small(story, "training.eval_every=2", "optimizer.lr=0.02", f"distill.until_surpassed={until_surpassed}")
     warmup(str(smollm), tmp_path / "out", recipe, reporter=told)
     original = told.lines[0]["original_ppl"]
@@ -183,6 +172,7 @@ def test_the_original_teaches_while_it_is_better(
     surpassed = {step: measured[(step - 1) // 2 * 2] < original for step in taught}
     assert {False, True} == set(surpassed.values())
     assert taught == {step: goes_on or not is_better for step, is_better in surpassed.items()}
+    assert any("the text alone teaches now" in note for note in told.notes) != goes_on
 
 
 @pytest.mark.slow
@@ -192,7 +182,7 @@ def test_compiled_layers_learn_the_same(smollm: Path, story: Path, tmp_path: Pat
     runs = []
     for compiled in ("false", "true"):
         torch._dynamo.reset()
-        told = Told()
+        told = Recorder()
         recipe = small(
             story, "lam.reach_one_at=0.7", "lam.activations_reach_one_at=0.3", also, f"training.compile={compiled}"
         )
@@ -342,7 +332,7 @@ def test_accumulation_gives_the_gradient_of_one_large_batch(smollm: Path, story:
 
 
 def test_schedules_move_each_step(smollm: Path, story: Path, tmp_path: Path) -> None:
-    told = Told()
+    told = Recorder()
     overrides = (
         "optimizer.lr_schedule=two_stage",
         "optimizer.weight_decay=0.1",
@@ -410,7 +400,7 @@ def test_a_resumed_run_knows_whether_the_original_still_teaches(smollm: Path, st
     recipe = small(story, "training.eval_every=2", "optimizer.lr=0.02")
     warmup(str(smollm), tmp_path / "whole", recipe, reporter=Silent())
     run_until(5, signal.SIGKILL, smollm, tmp_path / "out", recipe)
-    told = Told()
+    told = Recorder()
     warmup(str(smollm), tmp_path / "out", recipe, resume=True, reporter=told)
     assert told.lines[0]["step"] == 5
     assert told.lines[0]["kl"] == 0
