@@ -48,6 +48,13 @@ def initialise(
     return sum(batch.numel() for batch in batches)
 
 
+def micro_batches(recipe: Recipe) -> int:
+    """How many micro-batches of text a recipe's initialisation looks at, where the text is long enough."""
+    options = recipe.training
+    windows = min(recipe.init.tokens // options.context, options.steps * options.batch_size)
+    return max(1, windows // options.micro_batch_size)
+
+
 def _batches(windows: ShuffledWindows, recipe: Recipe) -> list[Tensor]:
     """At most ``init.tokens`` tokens of those to be trained on, none twice, as micro-batches of one size."""
     count = max(1, min(recipe.init.tokens // recipe.training.context, len(windows.windows), len(windows)))

@@ -16,12 +16,14 @@ from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Forecast, Reporter, WarmupPlan
 from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
+from bitconvert.training.initialisation import micro_batches
 from bitconvert.training.keep import foreseen_kept
 from bitconvert.training.rehearsal import Account, account, phases, timing
 from bitconvert.training.student import is_trained_on, require_trainable, settle
 from bitconvert.training.teacher import has_teacher
 
 _PROGRAM, _ALLOCATOR = "program", "allocator"
+_INITIALISATION = "initialisation"
 _UPDATES, _EVALUATIONS, _CHECKPOINTS = "optimizer", "evaluations", "checkpoints"
 
 _TOUCHED_LATER = 60 * 2**20  # pages of libraries, tokenizer and text that a process touches once it trains
@@ -159,10 +161,11 @@ class _Forecaster:
 
     def _measured(self, clock: Callable[[], float]) -> dict[str, float]:
         self._reporter.stage("timing a few layers")
-        times, micro_batches = timing(self._checkpoint, self._recipe, clock), self._recipe.training.accumulation
+        times, accumulation = timing(self._checkpoint, self._recipe, clock), self._recipe.training.accumulation
         return {
+            **self._initialisation(lambda: times.initialisation),
             **{
-                phase.name: phase.steps * (times.first[phase.name] + (micro_batches - 1) * times.following[phase.name])
+                phase.name: phase.steps * (times.first[phase.name] + (accumulation - 1) * times.following[phase.name])
                 for phase in phases(self._recipe)
             },
             _UPDATES: self._recipe.training.steps * times.update,
@@ -171,16 +174,31 @@ class _Forecaster:
         }
 
     def _estimated(self, gpu: Gpu, counted: Account) -> dict[str, float]:
-        steps, micro_batches = self._recipe.training.steps, self._recipe.training.accumulation
+        steps, accumulation = self._recipe.training.steps, self._recipe.training.accumulation
         return {
+            **self._initialisation(lambda: self._fitted_as_steps * gpu.seconds(counted.micro_step[self._last_phase])),
             **{
-                phase.name: phase.steps * micro_batches * gpu.seconds(counted.micro_step[phase.name])
+                phase.name: phase.steps * accumulation * gpu.seconds(counted.micro_step[phase.name])
                 for phase in phases(self._recipe)
             },
             _UPDATES: steps * gpu.seconds(counted.update),
             _EVALUATIONS: self._evaluations * self._held_out_batches * gpu.seconds(counted.evaluation),
             _CHECKPOINTS: self._saves * counted.checkpoint_bytes / _BYTES_SAVED_PER_SECOND,
         }
+
+    def _initialisation(self, seconds: Callable[[], float]) -> dict[str, float]:
+        return {_INITIALISATION: seconds()} if self._recipe.initialises else {}
+
+    @property
+    def _fitted_as_steps(self) -> int:
+        """Micro-batches of training that cost somewhat more than the initialisation does."""
+        return micro_batches(self._recipe) * (
+            self._recipe.init.epochs if self._recipe.init.method == "blockwise" else 1
+        )
+
+    @property
+    def _last_phase(self) -> str:
+        return phases(self._recipe)[-1].name
 
     @property
     def _evaluations(self) -> int:
@@ -235,13 +253,8 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
         yield "Asking the original for distill.cache comes on top, in time and on disk, unless an earlier run has."
     if recipe.distill.teacher_offload and any(not forecast.measured for forecast in forecasts):
         yield "Times of named GPUs leave out the way of the teacher's layers to them (distill.teacher_offload)."
-    if recipe.initialises:
-        times = recipe.init.epochs if recipe.init.method == "blockwise" else 1
-        tokens = min(recipe.init.tokens, recipe.training.tokens)
-        yield (
-            f"init.method: {recipe.init.method} comes on top: {times} x {tokens:,} tokens through the "
-            "layers, whose hidden states it keeps in memory."
-        )
+    if recipe.initialises and any(not forecast.measured for forecast in forecasts):
+        yield "The initialisation on named GPUs is counted as steps of the training, which ask the original too."
     if recipe.keep.budget and not recipe.control:
         yield (
             f"Measuring what keep.budget is best spent on comes on top: {recipe.keep.tokens} tokens forward for each "

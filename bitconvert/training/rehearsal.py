@@ -30,6 +30,8 @@ from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.head import decoder_layers
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report import Silent
+from bitconvert.training.data import ShuffledWindows, Windows
+from bitconvert.training.initialisation import initialise, micro_batches
 from bitconvert.training.ledger import ACTIVATIONS, Ledger, Work
 from bitconvert.training.student import make_student
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
@@ -131,6 +133,18 @@ class Rehearsal:
         self.trainer._clip_grad_norm(self._prepared)  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._prepared.zero_grad()
+
+    def initialise(self, batches: int, epochs: int) -> None:
+        """Do to the latents what the recipe does before the first step, with so many micro-batches of text."""
+        recipe, dtype = self.trainer.recipe, products_dtype(self.trainer.args)
+        size = batches * self._batch * recipe.training.context
+        text = np.random.default_rng(0).integers(
+            self.student.config.vocab_size, size=size
+        )  # padding would have no states
+        init = recipe.init.model_copy(update={"tokens": size, "epochs": epochs})
+        windows = ShuffledWindows(Windows(text, recipe.training.context), batches * self._batch, recipe.training.seed)
+        recipe = recipe.model_copy(update={"init": init})
+        initialise(self.student, self.trainer.lam, recipe, windows, dtype, Silent())
 
     def evaluate(self, batches: int = 1) -> None:
         """Measure the model on held-out text, as it is measured during training."""
@@ -305,6 +319,7 @@ class Timing:
     """Seconds that the parts of a training take on this machine.
 
     Attributes:
+        initialisation: what is done to the latents before the first step.
         first: a step's first micro-batch, by phase; it rounds the weights that have changed.
         following: every other micro-batch of a step, by phase.
         update: the rest of an optimizer step.
@@ -313,6 +328,7 @@ class Timing:
         saved_byte: to write a byte of a checkpoint.
     """
 
+    initialisation: float
     first: dict[str, float]
     following: dict[str, float]
     update: float
@@ -332,6 +348,7 @@ def timing(checkpoint: Checkpoint, recipe: Recipe, clock: Callable[[], float] = 
     }
     names = [phase.name for phase in phases(recipe)]
     return Timing(
+        initialisation=_initialisation(extrapolated, recipe) if recipe.initialises else 0.0,
         first={name: extrapolated[f"{name}, first"] for name in names},
         following={name: extrapolated[f"{name}, following"] for name in names},
         update=extrapolated["update"],
@@ -351,7 +368,7 @@ def _times(checkpoint: Checkpoint, recipe: Recipe, layers: int, clock: Callable[
         times |= _evaluation_times(rehearsal, clock)
         started = clock()
         times["saved byte"] = 1 / rehearsal.save() * (clock() - started)
-        return times
+        return times | (_initialisation_times(rehearsal, clock) if recipe.initialises else {})
 
 
 def _step_times(rehearsal: Rehearsal, phase: Phase, clock: Callable[[], float]) -> dict[str, float]:
@@ -374,6 +391,22 @@ def _evaluation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> dict[
         statistics.median(_seconds(partial(rehearsal.evaluate, count), clock) for _ in range(3)) for count in (1, 3)
     )
     return {"one batch": one, "batch": (three - one) / 2}
+
+
+def _initialisation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> dict[str, float]:
+    """Of going over the text once, of each micro-batch in it, and of each further time over one micro-batch."""
+
+    def seconds(batches: int, epochs: int) -> float:
+        return statistics.median(_seconds(partial(rehearsal.initialise, batches, epochs), clock) for _ in range(3))
+
+    rehearsal.initialise(1, 1)
+    once, more_text, once_more = seconds(1, 1), seconds(2, 1), seconds(1, 2)
+    return {"begun": 2 * once - more_text, "taken in": more_text - once, "gone over again": once_more - once}
+
+
+def _initialisation(seconds: dict[str, float], recipe: Recipe) -> float:
+    of_a_batch = seconds["taken in"] + (recipe.init.epochs - 1) * seconds["gone over again"]
+    return seconds["begun"] + micro_batches(recipe) * of_a_batch
 
 
 def _seconds(work: Callable[[], None], clock: Callable[[], float]) -> float:

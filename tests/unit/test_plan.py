@@ -20,6 +20,7 @@ from bitconvert.training import plan as planning
 from bitconvert.training import trainer
 from bitconvert.training.distill import DistillationLoss, distillation_loss
 from bitconvert.training.gpus import GPUS, gpu_of
+from bitconvert.training.layers import Layer
 from bitconvert.training.ledger import Ledger, Work
 from bitconvert.training.plan import plan_warmup
 from bitconvert.training.rehearsal import Rehearsal, account, phases
@@ -183,6 +184,22 @@ def test_a_plan_counts_what_becomes_ternary(smollm: Path) -> None:
     assert here.peak_bytes == sum(here.memory.values())
     assert (there.device, there.measured, there.capacity_bytes) == ("h100", False, 80 * 2**30)
     assert any("never measured" in note for note in plan.notes)
+
+
+def test_the_time_of_a_fit_is_that_of_all_its_text_and_epochs(
+    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves when a layer is called."""
+    calls, call = Counter[str](), Layer.__call__
+    monkeypatch.setattr(Layer, "__call__", lambda layer, hidden: (calls.update(["layer"]), call(layer, hidden))[1])
+    recipe = small("init.method=blockwise", "init.tokens=768", "init.epochs=3", f"data.sources=[{story}]")
+    plan = plan_warmup(str(smollm), recipe, [GPUS["h100"]], reporter=Silent(), clock=lambda: calls["layer"])
+    calls.clear()
+    warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
+    here, there = plan.forecasts
+    assert here.seconds["initialisation"] == calls["layer"] == 2 * 3 * (1 + 3 + 1)  # layers x batches x passes
+    assert there.seconds["initialisation"] > 0
+    assert any("initialisation on named GPUs" in note for note in plan.notes)
 
 
 def test_what_does_not_fit_is_not_timed_but_told_how_it_would(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
