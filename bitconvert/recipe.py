@@ -29,9 +29,6 @@ class Scaling(_Section):
         description="absmean is BitNet's; mse minimizes the squared rounding error; learned is trained, from there on",
     )
     granularity: str = Field("tensor", description="one scale per tensor, row, or group:N of a row")
-    dead_zone: float = Field(
-        0.0, ge=0.0, description="share of the weights rounded to 0 that is added to the output; cannot be packed"
-    )
 
     @field_validator("granularity")
     @classmethod
@@ -40,12 +37,6 @@ class Scaling(_Section):
             return value
         raise ValueError("must be tensor, row or group:N")
 
-    @model_validator(mode="after")
-    def _dead_zone_survives(self) -> Scaling:
-        if self.dead_zone and self.estimator == "learned":
-            raise ValueError("a learned scale is settled by rounding, which leaves nothing for a dead_zone")
-        return self
-
     @cached_property
     def group_size(self) -> int | None:
         """N of ``group:N``; None for one scale per tensor or per row."""
@@ -53,9 +44,7 @@ class Scaling(_Section):
         return int(size) if kind == "group" else None
 
     def __str__(self) -> str:
-        return f"{self.estimator} per {self.granularity}" + (
-            f", dead zone {self.dead_zone:g}" if self.dead_zone else ""
-        )
+        return f"{self.estimator} per {self.granularity}"
 
 
 class Keep(_Section):

@@ -160,11 +160,6 @@ def _refusal(job: PackJob, form: Format) -> BitconvertError | None:
 
 
 def _require_scaling(job: PackJob, form: Format) -> None:
-    if job.scaling.dead_zone:
-        raise BitconvertError(
-            f"format {form.name} cannot hold the bias that scaling.dead_zone adds to every layer",
-            "evaluate the latent checkpoint, or train without scaling.dead_zone",
-        )
     if reason := form.refusal(job.scaling):
         raise BitconvertError(
             f"format {form.name} cannot hold scales per {job.scaling.granularity}: {reason}",

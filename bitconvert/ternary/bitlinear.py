@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear, product_dtype
-from bitconvert.ternary.quantize import SMALLEST_SCALE, codes_of, quantize_int8, rounded, scale_of, ternarize
+from bitconvert.ternary.quantize import SMALLEST_SCALE, quantize_int8, rounded, scale_of, ternarize
 
 
 class Lambda(nn.Module):
@@ -142,9 +142,9 @@ class BitLinear(nn.Linear):
         lam = None if self.lam.has_ternary_weights else self._own_lambda()
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
         scale = self._used_scale()
-        weight, bias = (self.weight, self._whole_bias(scale, lam)) if self.codes is None else (self.codes, self.bias)
+        weight = self.weight if self.codes is None else self.codes
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, *rounded, scale, lam, product_dtype(x)
+            x, weight, self.bias, *rounded, scale, lam, product_dtype(x)
         )
         return y
 
@@ -186,14 +186,6 @@ class BitLinear(nn.Linear):
             return self.scale
         return self.learned_scale.clamp(min=SMALLEST_SCALE).view(self._scale_shape)
 
-    def _whole_bias(self, scale: Tensor | None, lam: Tensor | None) -> Tensor | None:
-        """The bias, with a share of the sum of the weights that became 0, which moves them on (arXiv 2509.23809)."""
-        if not self.scaling.dead_zone or scale is None:
-            return self.bias
-        dead = torch.where(codes_of(self.weight, scale) == 0, self.weight, 0).sum(1) * self.scaling.dead_zone
-        dead = dead if lam is None else dead * lam
-        return dead if self.bias is None else self.bias + dead
-
     def learn_scale(self) -> None:
         """Make the scale a parameter; it starts at its estimate."""
         scale = scale_of(self.weight, self.scaling)
@@ -212,8 +204,6 @@ class BitLinear(nn.Linear):
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
         self.settle_scale()
         self.codes, self.scale = ternarize(self.weight, self.scaling)
-        bias = self._whole_bias(self.scale, None)
-        self.bias = bias if bias is None or bias is self.bias else nn.Parameter(bias)  # type: ignore[assignment]
         self.weight = None  # type: ignore[assignment]
 
 

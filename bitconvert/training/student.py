@@ -70,7 +70,6 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
         "distill.hidden": 0.0,
         "distill.relations": 0.0,
         "scaling.granularity": scaling.granularity,
-        "scaling.dead_zone": scaling.dead_zone,
         "scaling.estimator": "mse" if checkpoint.kind == "baked" else scaling.estimator,
     }
     differing = [f"--set {key}={value}" for key, value in wanted.items() if _option(recipe, key) != value]
