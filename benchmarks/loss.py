@@ -68,7 +68,7 @@ class _Loss:
         self._head.weight.requires_grad_()
         self._tokens = torch.randint(vocabulary, (batch, context))
         self._taught = self._full = FullTarget(torch.randn(batch * (context - 1), hidden), self._teacher, 1.0)
-        self._options = Distillation(kl=0.0 if kind == "CE" else 0.65)
+        self._options = Distillation(kl=0.0, ce=1.0) if kind == "CE" else Distillation()
         self._top = TopTarget(*top_shares(torch.randn(len(self._full.hidden), 4 * _TOP_K).log_softmax(-1), _TOP_K))
         self._kind = kind
 

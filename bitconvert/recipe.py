@@ -104,23 +104,10 @@ class Initialisation(_Section):
 
 
 class Distillation(_Section):
-    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text, and terms of what is inside."""
+    """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text."""
 
-    kl: float = Field(0.65, ge=0.0, description="weight of the divergence from the original model")
-    ce: float = Field(0.35, ge=0.0, description="weight of the cross-entropy with the text")
-    hidden: float = Field(
-        0.0, ge=0.0, description="weight of the relative squared error of the hidden states after each layer"
-    )
-    relations: float = Field(
-        0.0, ge=0.0, description="weight of the KL of BitDistill's attention relations, in one late layer; 30 to 3000"
-    )
-    divergence: Literal["forward", "reverse", "jensen_shannon"] = Field(
-        "forward",
-        description="what kl weighs; forward: KL(teacher || student); reverse; or the mean of KLs to their mean",
-    )
-    focus: float = Field(
-        0.0, ge=0.0, description="weigh the KL at a position by the original's probability of the next token ^ -focus"
-    )
+    kl: float = Field(0.9, ge=0.0, description="weight of the KL divergence from the original model")
+    ce: float = Field(0.1, ge=0.0, description="weight of the cross-entropy with the text")
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     until_surpassed: bool = Field(
         True,
@@ -132,31 +119,13 @@ class Distillation(_Section):
 
     @property
     def asks_the_original(self) -> bool:
-        """Whether any term needs it."""
-        return self.kl + self.hidden + self.relations > 0
+        """Whether the loss needs it."""
+        return self.kl > 0
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distillation:
         if self.kl + self.ce == 0:
             raise ValueError("kl and ce cannot both be 0")
-        return self
-
-    @model_validator(mode="after")
-    def _focus_weighs_something(self) -> Distillation:
-        if self.focus and self.kl == 0:
-            raise ValueError("focus weighs the KL, and kl is 0")
-        return self
-
-    @model_validator(mode="after")
-    def _divergence_counts(self) -> Distillation:
-        if self.divergence != "forward" and self.kl == 0:
-            raise ValueError(f"divergence {self.divergence} has no weight: kl is 0")
-        return self
-
-    @model_validator(mode="after")
-    def _known_to_the_cache(self) -> Distillation:
-        if self.cache and self.hidden + self.relations + self.focus:
-            raise ValueError("cache keeps the likeliest tokens alone, not what hidden, relations and focus need")
         return self
 
 
@@ -274,12 +243,6 @@ class Recipe(_Section):
     def _codes_to_pull_to(self) -> Recipe:
         if self.control and self.optimizer.pull:
             raise ValueError("optimizer.pull: a control run has no codes to pull its weights to")
-        return self
-
-    @model_validator(mode="after")
-    def _layers_are_alike(self) -> Recipe:
-        if self.distill.relations and self.training.compile:
-            raise ValueError("distill.relations looks into one layer, training.compile takes all for the same")
         return self
 
     def settled(self, parameters: int, *, is_ternary: bool) -> Recipe:

@@ -7,9 +7,7 @@ computing them again on the way back. Source of the idea: Hsu et al., "Liger Ker
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -54,13 +52,11 @@ class FullTarget(NamedTuple):
         hidden: the teacher's hidden states, shape (positions, hidden).
         head: what makes logits of them.
         temperature: of the loss.
-        inside: what it computed on the way, by the term of the loss that asked for it.
     """
 
     hidden: Tensor
     head: Head
     temperature: float
-    inside: Mapping[str, Sequence[Tensor]] = MappingProxyType({})
 
     def log_probs(self, positions: slice, student: Tensor) -> Tensor:
         """See ``Target``."""
@@ -69,26 +65,6 @@ class FullTarget(NamedTuple):
     def at(self, positions: slice) -> Tensor:
         """The teacher's log-probabilities, whatever the student's are; shape (positions, vocab)."""
         return _log_softmax(self.head.logits(self.hidden[positions]), self.temperature)
-
-    def scales(self, labels: Tensor, windows: int, focus: float, rows: int) -> Tensor:
-        """How much the KL of each position counts, shape (positions,): 1 in the mean over each window.
-
-        They are as softmax(focus * cross-entropy) over the window, so that a token counts more that the teacher itself
-        did not expect. Source: Kim et al., "Token-Scaled Logit Distillation for Ternary Weight Generative Language
-        Models" (arXiv 2308.06744), with focus = 0.1. It takes a second product with the teacher's head.
-
-        Args:
-            labels: the next token of each position.
-            windows: whose positions these are, as many of each.
-            focus: 0 makes all equal.
-            rows: positions at a time.
-        """
-        surprises = []
-        for chunk in chunks(len(labels), rows):
-            log_probs = _log_softmax(self.head.logits(self.hidden[chunk]), 1.0)
-            surprises.append(-log_probs.gather(-1, labels[chunk, None]))
-        by_window = torch.cat(surprises).view(windows, -1)
-        return by_window.mul_(focus).softmax(-1).mul_(by_window.shape[1]).flatten()
 
 
 class TopTarget(NamedTuple):
@@ -133,8 +109,6 @@ def distillation_loss(
 ) -> DistillationLoss:
     """``kl * T^2 * KL(teacher || student) + ce * CE``, summed over predicted tokens and divided by ``items``.
 
-    With ``focus`` the KL of some tokens counts more than that of others: see ``FullTarget.scales``.
-
     Dividing the sums by the count of the whole accumulated batch, rather than taking a mean per micro-batch, is what
     makes accumulation give the gradient of one large batch. Source of the KL term: Hinton et al., "Distilling the
     Knowledge in a Neural Network" (arXiv 1503.02531), whose T^2 keeps its gradient's size independent of T.
@@ -155,13 +129,7 @@ def distillation_loss(
         predicting, weight = predicting.detach(), weight.detach()  # the function below looks at nothing else
     rows = chunk_rows(weight.shape[0], chunk_bytes)
     labels = tokens[:, 1:].flatten()
-    scales = None
-    if options.focus and isinstance(target, FullTarget):
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            scales = target.scales(labels, len(tokens), options.focus, rows)
-    sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        predicting, weight, head, target, labels, scales, options, rows
-    )
+    sums = _ChunkedLoss.apply(predicting, weight, head, target, labels, options, rows)  # type: ignore[no-untyped-call]
     return DistillationLoss(*(each / items for each in sums))
 
 
@@ -191,7 +159,6 @@ class _ChunkedLoss(torch.autograd.Function):
         head: Head,
         target: Target | None,
         labels: Tensor,
-        scales: Tensor | None,
         options: Distillation,
         rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,7 +172,7 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in chunks(len(inputs), rows):
                 products = functional.linear(inputs[chunk], weight).requires_grad_(any(wanted))
-                kl_part, ce_part, gradient = _loss_of_products(products, head, target, chunk, labels, scales, options)
+                kl_part, ce_part, gradient = _loss_of_products(products, head, target, chunk, labels, options)
                 del products
                 kl += kl_part
                 ce += ce_part
@@ -223,7 +190,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Scale in place: this is the peak of memory, where the head's gradient must not be there twice."""
         scaled = (None if gradient is None else gradient.mul_(of_loss) for gradient in ctx.saved_tensors)
-        return (*scaled, None, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _loss_of_products(
@@ -232,13 +199,12 @@ def _loss_of_products(
     target: Target | None,
     chunk: slice,
     labels: Tensor,
-    scales: Tensor | None,
     options: Distillation,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of KL and CE over a chunk, and the gradient of the loss by the head's products, if they require one."""
     with torch.enable_grad():  # through what the family does with the products, which may be nothing
         logits = head.scaled(products)
-    kl, ce, of_logits = _loss_of_logits(logits.detach(), target, chunk, labels[chunk], scales, options)
+    kl, ce, of_logits = _loss_of_logits(logits.detach(), target, chunk, labels[chunk], options)
     if not products.requires_grad:
         return kl, ce, of_logits
     (of_products,) = torch.autograd.grad(logits, products, of_logits.to(logits.dtype))
@@ -246,7 +212,7 @@ def _loss_of_products(
 
 
 def _loss_of_logits(
-    logits: Tensor, target: Target | None, chunk: slice, labels: Tensor, scales: Tensor | None, options: Distillation
+    logits: Tensor, target: Target | None, chunk: slice, labels: Tensor, options: Distillation
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of KL and CE over a chunk, and the gradient of the loss by the logits.
 
@@ -260,40 +226,10 @@ def _loss_of_logits(
     if target is None:
         return torch.zeros_like(ce), ce, gradient
     log_target = target.log_probs(chunk, softened)
-    kl, of_kl = _DIVERGENCES[options.divergence](softened, log_target)
-    if scales is not None:
-        kl, of_kl = (each.mul_(scales[chunk, None]) for each in (kl, of_kl))
-    gradient.add_(of_kl, alpha=options.kl * options.temperature)
-    return kl.sum() * options.temperature**2, ce, gradient
-
-
-def _forward(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p || q)."""
-    p = log_p.exp()
-    return log_p.sub_(log_q).mul_(p), log_q.exp_().sub_(p)
-
-
-def _reverse(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(q || p), as in Gu et al., "MiniLLM" (arXiv 2306.08543)."""
-    q = log_q.exp()
-    terms = log_q.sub_(log_p).mul_(q)
-    return terms, terms - q.mul_(terms.sum(-1, keepdim=True))
-
-
-def _jensen_shannon(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of KL(p || m) and KL(q || m) with m = (p + q) / 2, as in Agarwal et al., "GKD" (arXiv 2306.13649)."""
-    log_m = torch.logaddexp(log_q, log_p).sub_(math.log(2))
-    p, q = log_p.exp(), log_q.exp()
-    of_p, of_q = log_p.sub_(log_m).mul_(p), log_q.sub_(log_m).mul_(q)
-    return (of_p + of_q).div_(2), (of_q - q.mul_(of_q.sum(-1, keepdim=True))).div_(2)
-
-
-_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "forward": _forward,
-    "reverse": _reverse,
-    "jensen_shannon": _jensen_shannon,
-}
-"""By log-probabilities of student and teacher, both overwritten: the terms by token, the gradient by the logits."""
+    p = log_target.exp()
+    kl = log_target.sub_(softened).mul_(p).sum()
+    gradient.add_(softened.exp_().sub_(p), alpha=options.kl * options.temperature)
+    return kl * options.temperature**2, ce, gradient
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -67,8 +67,6 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
         "lam.curve": "instant",
         "init.method": "none",
         "distill.kl": 0.0,
-        "distill.hidden": 0.0,
-        "distill.relations": 0.0,
         "scaling.granularity": scaling.granularity,
         "scaling.estimator": "mse" if checkpoint.kind == "baked" else scaling.estimator,
     }

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, TrainingArguments
 from bitconvert.models.head import decoder_layers, head_of, hidden_states
 from bitconvert.recipe import Distillation, Recipe
 from bitconvert.training.distill import FullTarget, Target, predicting_positions
-from bitconvert.training.inside import Inside
 
 
 class Teacher(Protocol):
@@ -39,9 +38,8 @@ class LiveTeacher:
 
     Args:
         model: the original; frozen, cast and moved here.
-        options: the loss's temperature; which of its terms look inside; whether the weights of the layers stay in
-            CPU memory and come to the device one layer at a time. The embedding and the head, which every chunk of the
-            loss needs, are always there.
+        options: the loss's temperature; whether the weights of the layers stay in CPU memory and come to the device one
+            layer at a time. The embedding and the head, which every chunk of the loss needs, are always there.
         device: where it computes.
         dtype: of its weights and products; its buffers stay as they are, since rotary frequencies need their float32.
     """
@@ -57,12 +55,11 @@ class LiveTeacher:
             if not tensor.is_meta:  # which stands for a weight that waits in CPU memory
                 tensor.data = tensor.data.to(device)
         self._model = model
-        self._inside = Inside(model, options)
         self._device = device
         self._temperature = options.temperature
 
     def target(self, inputs: Mapping[str, Tensor]) -> FullTarget:
         """See ``Teacher``. Nothing of it is kept for a backward pass, so inference mode, the cheapest, will do."""
-        with torch.inference_mode(), self._inside.kept() as inside:
+        with torch.inference_mode():
             hidden = hidden_states(self._model, inputs["input_ids"].to(self._device))
-        return FullTarget(predicting_positions(hidden), head_of(self._model), self._temperature, inside)
+        return FullTarget(predicting_positions(hidden), head_of(self._model), self._temperature)

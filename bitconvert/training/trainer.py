@@ -34,8 +34,7 @@ from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
-from bitconvert.training.distill import FullTarget, distillation_loss
-from bitconvert.training.inside import Inside, inside_errors
+from bitconvert.training.distill import distillation_loss
 from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
 from bitconvert.training.teacher import Teacher
 
@@ -94,12 +93,11 @@ class WarmupTrainer(Trainer):
         self._checkpoints = Path(cast(str, arguments.output_dir))
         self._metrics_file = self._checkpoints.parent / METRICS
         self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
-        self._text_alone = self._distill.model_copy(update={"kl": 0.0, "hidden": 0.0, "relations": 0.0, "focus": 0.0})
+        self._text_alone = self._distill.model_copy(update={"kl": 0.0})
         self._original_ppl = self._held_out_ppl = math.nan  # until they are measured
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {}
         self._last_log = (time.monotonic(), 0)
-        self._inside = Inside(student, self._distill)
         if recipe.training.activation_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
         if recipe.training.compile:
@@ -131,14 +129,9 @@ class WarmupTrainer(Trainer):
         items = num_items_in_batch or tokens[:, 1:].numel()
         target = self._teacher.target(inputs) if self._teacher and options.asks_the_original else None
         with self.accelerator.autocast():
-            with self._inside.kept() as inside:
-                hidden = hidden_states(self._student, tokens)
-            head, likely = head_of(self._student), target if options.kl else None
-            loss, kl, ce = distillation_loss(hidden, head, likely, tokens, options, items)
+            hidden = hidden_states(self._student, tokens)
+            loss, kl, ce = distillation_loss(hidden, head_of(self._student), target, tokens, options, items)
         parts = {"kl": kl, "ce": ce}
-        if isinstance(target, FullTarget):
-            for name, error in inside_errors(inside, target.inside).items():
-                loss, parts[name] = loss + getattr(options, name) * error / items, error.detach() / items
         if model.training:
             self._parts = {name: self._parts.get(name, 0.0) + part for name, part in parts.items()}
         return (loss, {}) if return_outputs else loss

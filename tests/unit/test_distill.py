@@ -163,50 +163,6 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
         torch.testing.assert_close(part.grad, wanted)
 
 
-@pytest.mark.parametrize("divergence", ["reverse", "jensen_shannon"])
-@pytest.mark.parametrize("kind", ["full", "top"])
-def test_other_divergences_are_those_of_their_definitions(divergence: str, kind: str) -> None:
-    given, options = case(), Distillation(kl=0.7, ce=0.2, temperature=2.0, divergence=divergence)
-    top = given.top(5, temperature=2.0)
-    target = given.full(2.0) if kind == "full" else top
-    ours = distillation_loss(given.hidden, given.head, target, given.tokens, options, ITEMS, chunk_bytes=4 * VOCAB * 5)
-    student = given.head.logits(given.hidden[:, :-1]).flatten(0, 1)
-    q = functional.softmax(student / 2, -1)
-    if kind == "full":
-        p = functional.softmax(given.teacher_head.logits(given.teacher_hidden[:, :-1]).flatten(0, 1) / 2, -1)
-    else:
-        q, p = q.gather(-1, top.tokens), top.shares.exp()
-        q = torch.cat([q, 1 - q.sum(-1, keepdim=True)], -1)
-    m = (p + q) / 2
-    terms = q * (q / p).log() if divergence == "reverse" else (p * (p / m).log() + q * (q / m).log()) / 2
-    loss = 0.7 * 4 * terms.sum() / ITEMS + 0.2 * functional.cross_entropy(student, given.tokens[:, 1:].flatten())
-    torch.testing.assert_close(ours.kl, 4 * terms.sum() / ITEMS)
-    torch.testing.assert_close(ours.loss, loss)
-    for mine, wanted in zip(gradients(ours.loss, given), gradients(loss, given), strict=True):
-        torch.testing.assert_close(mine, wanted)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_focus_is_token_scaled_logit_distillation(temperature: float) -> None:
-    given, options = case(), Distillation(kl=0.7, ce=0.2, temperature=temperature, focus=0.1)
-    ours = distillation_loss(
-        given.hidden, given.head, given.full(temperature), given.tokens, options, ITEMS, chunk_bytes=4 * VOCAB * 5
-    )
-    student, teacher = (
-        head.logits(hidden[:, :-1])
-        for head, hidden in ((given.head, given.hidden), (given.teacher_head, given.teacher_hidden))
-    )
-    surprise = functional.cross_entropy(teacher.transpose(1, 2), given.tokens[:, 1:], reduction="none")
-    scales = (CONTEXT - 1) * torch.softmax(surprise / 10, -1)
-    q, p = (functional.log_softmax(logits / temperature, -1) for logits in (student, teacher))
-    kl = temperature**2 * (scales[..., None] * p.exp() * (p - q)).sum() / ITEMS
-    ce = functional.cross_entropy(student.transpose(1, 2), given.tokens[:, 1:])
-    torch.testing.assert_close(ours.kl, kl)
-    torch.testing.assert_close(ours.loss, 0.7 * kl + 0.2 * ce)
-    for mine, wanted in zip(gradients(ours.loss, given), gradients(0.7 * kl + 0.2 * ce, given), strict=True):
-        torch.testing.assert_close(mine, wanted)
-
-
 def test_equal_distributions_have_no_divergence() -> None:
     given = case(dtype=torch.float32)
     itself = FullTarget(predicting_positions(given.hidden).detach(), given.head, 1.0)

@@ -252,7 +252,7 @@ def test_a_cell_whose_method_was_removed_is_left_out_by_name(places: Places) -> 
 def test_a_result_of_another_recipe_is_not_taken_for_the_cells(places: Places) -> None:
     run(places, FakeBitconvert(by_method))
     changed = GRID.cells["default"].model_copy(update={"set": {"distill.kl": 1}})
-    with pytest.raises(UsageError, match=r"default/.*distill\.kl=0\.65, and the grid now says 1"):
+    with pytest.raises(UsageError, match=r"default/.*distill\.kl=0\.9, and the grid now says 1"):
         run(places, FakeBitconvert(by_method), GRID.model_copy(update={"cells": {"default": changed}}))
 
 
