@@ -150,20 +150,6 @@ class Optimizer(_Section):
     )
     eps: float = Field(1e-8, gt=0.0, description="of the AdamWs")
     max_grad_norm: float = Field(1.0, gt=0.0)
-    ema: float = Field(
-        0.0,
-        ge=0.0,
-        lt=1.0,
-        description="share that an average of the weights keeps at a step; it is measured and saved for them; 0: none",
-    )
-    pull: float = Field(0.0, ge=0.0, description="decay of latents toward the codes they round to; 0: none")
-    pull_from: float = Field(0.5, ge=0.0, le=1.0, description="share of the training at which the pull begins")
-
-    @model_validator(mode="after")
-    def _pull_ends_at_the_codes(self) -> Optimizer:
-        if self.lr * self.pull > 1:
-            raise ValueError(f"lr * pull, the share of the way that a step pulls, is {self.lr * self.pull:g}: above 1")
-        return self
 
 
 class Training(_Section):
@@ -238,12 +224,6 @@ class Recipe(_Section):
     training: Training = Training()
     data: Data = Data()
     pack: Packing = Packing()
-
-    @model_validator(mode="after")
-    def _codes_to_pull_to(self) -> Recipe:
-        if self.control and self.optimizer.pull:
-            raise ValueError("optimizer.pull: a control run has no codes to pull its weights to")
-        return self
 
     def settled(self, parameters: int, *, is_ternary: bool) -> Recipe:
         """The recipe for one model, with each ``auto`` decided.

@@ -166,14 +166,6 @@ class BitLinear(nn.Linear):
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
         self._estimated_of = weakref.ref(self.weight), self.weight._version
 
-    @torch.no_grad()
-    def pull(self, share: float) -> None:
-        """Move the latent weight by a share of its distance toward the ternary weight that it rounds to."""
-        self.refresh()
-        scale = self._used_scale()
-        assert scale is not None
-        self.weight.lerp_(rounded(self.weight, scale), share)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
 

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import Adafactor, PreTrainedModel
 
 from bitconvert.recipe import Optimizer as Options
-from bitconvert.ternary.bitlinear import BitLinear, bitlinears
 
 _Groups = list[dict[str, Any]]
-
-_AVERAGE = "average"
 
 
 def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
     """The recipe's optimizer of a model, in three groups: hidden matrices, other matrices, vectors (norms, biases).
 
-    The rate, the decay and the pull of each group are set anew before every step; of a group, ``decays`` says whether
+    Rate and decay of each group are set anew before every step; of a group, ``decays`` says whether
     it does: matrices do, vectors do not.
     """
     hidden = _hidden_matrices(model)
@@ -38,28 +32,7 @@ def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
     ]
     optimizer = _MAKERS[options.name](groups, options)
     optimizer.register_step_post_hook(_tell_that_weights_changed)
-    if options.pull:
-        optimizer.register_step_post_hook(partial(_pull, bitlinears(model)))
-    if options.ema:
-        optimizer.register_step_post_hook(partial(_average, options.ema))
     return optimizer
-
-
-@contextmanager
-def averaged(optimizer: Optimizer) -> Iterator[None]:
-    """Put averages, where they are kept, in place of the weights for the duration of a block."""
-    _swap(optimizer)
-    try:
-        yield
-    finally:
-        _swap(optimizer)
-
-
-@torch.no_grad()
-def adopt_averages(optimizer: Optimizer) -> None:
-    """Leave the weights at their averages, where they are kept."""
-    for parameter, state in _with_averages(optimizer):
-        parameter.copy_(state[_AVERAGE])
 
 
 def _hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
@@ -120,40 +93,6 @@ class _Together(Optimizer):
         for part in self._parts:
             part.state = self.state
             part.param_groups = list(islice(groups, len(part.param_groups)))
-
-
-def _pull(layers: list[BitLinear], optimizer: Optimizer, *_: object) -> None:
-    """Decay toward the ternary weights, decoupled from the gradient as AdamW's decay toward 0: by rate times ``pull``.
-
-    The idea of a force toward the codes: Bai et al., "ProxQuant" (arXiv 1810.00861); Nagel et al. (arXiv 2203.08573).
-    """
-    group = optimizer.param_groups[0]
-    if group["pull"]:
-        for layer in layers:
-            layer.pull(group["lr"] * group["pull"])
-
-
-def _average(decay: float, optimizer: Optimizer, *_: object) -> None:
-    """Polyak's average, with exponential weights; it begins as the weights after the first step.
-
-    It lies in the optimizer's state, so that it is saved and counted with it.
-    """
-    for parameter, state in optimizer.state.items():
-        if _AVERAGE not in state:
-            state[_AVERAGE] = parameter.detach().clone()
-    averages = [state[_AVERAGE] for state in optimizer.state.values()]
-    update: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    update(averages, [parameter.detach() for parameter in optimizer.state], 0)
-
-
-def _swap(optimizer: Optimizer) -> None:
-    for parameter, state in _with_averages(optimizer):
-        parameter.data, state[_AVERAGE] = state[_AVERAGE], parameter.data
-    _tell_that_weights_changed(optimizer)
-
-
-def _with_averages(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    return [(parameter, state) for parameter, state in optimizer.state.items() if _AVERAGE in state]
 
 
 def _tell_that_weights_changed(optimizer: Optimizer, *_: object) -> None:

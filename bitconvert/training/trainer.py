@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from bitconvert.report import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss
-from bitconvert.training.optimizers import adopt_averages, averaged, make_optimizer
+from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
@@ -106,13 +106,12 @@ class WarmupTrainer(Trainer):
     # ---- one step -------------------------------------------------------------------------------------------------
 
     def set_progress(self, step: int) -> None:
-        """Set λ, learning rate, decay and pull for an optimizer step: each is a function of the progress alone."""
+        """Set λ, learning rate and decay for an optimizer step: each is a function of the progress alone."""
         t = (step + 0.5) / self.recipe.training.steps
         options = self.recipe.optimizer
         self.lam.set(*lambdas_at(t, self.recipe.lam))
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * lr_at(t, options.lr_schedule, options.lr_warmup, options.lr_final)
-            group["pull"] = options.pull if t >= options.pull_from else 0.0
             if group["decays"]:
                 group["weight_decay"] = weight_decay_at(t, options.weight_decay_schedule, options.weight_decay)
 
@@ -161,9 +160,8 @@ class WarmupTrainer(Trainer):
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure the model that will be packed: λ = 1, whatever the training is at, and averaged weights if any."""
-        weights = averaged(self.optimizer) if self.optimizer else nullcontext()
-        with self.lam.at(1.0), weights, self._clock_stopped():
+        """Measure the model that will be packed: λ = 1, whatever the training is at."""
+        with self.lam.at(1.0), self._clock_stopped():
             return super().evaluation_loop(*args, **kwargs)
 
     def ternary_ppl(self) -> float:
@@ -175,10 +173,6 @@ class WarmupTrainer(Trainer):
         with self.lam.at(0.0):
             metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
         return self._ppl((metrics or {})["eval_loss"])
-
-    def adopt_averages(self) -> None:
-        """Leave the student with the weights that were measured, where those are averages."""
-        adopt_averages(self._optimizer)
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

@@ -322,7 +322,6 @@ def _train(
             f"continue with: bitconvert warmup --resume --output {shlex.quote(str(output))}",
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
-    trainer.adopt_averages()
 
 
 def _initialise(trainer: WarmupTrainer, order: ShuffledWindows, reporter: Reporter) -> None:

@@ -103,13 +103,3 @@ def test_what_is_saved_is_what_was_learned_even_if_interrupted(smollm: Path, sto
     assert math.exp(loss) == pytest.approx(whole.held_out_ppl, rel=1e-5)
     with pytest.raises(BitconvertError, match="ternary already|warmed up already"):
         warmup(str(tmp_path / "whole"), tmp_path / "again", recipe, reporter=Silent())
-
-
-def test_a_latent_is_pulled_by_the_scale_that_it_learned() -> None:
-    layer = BitLinear(nn.Linear(64, 24), Scaling(estimator="learned"), Lambda())
-    layer.learn_scale()
-    assert layer.learned_scale is not None
-    with torch.no_grad():
-        layer.learned_scale.fill_(0.05)
-    layer.pull(1.0)
-    assert layer.weight.abs().unique().tolist() == pytest.approx([0.0, 0.05])

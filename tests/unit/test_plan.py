@@ -85,9 +85,6 @@ def test_memory_is_told_by_kind(smollm: Path) -> None:
     muon = account(checkpoint, small("optimizer.name=muon"))
     assert muon.peak["optimizer"] == pytest.approx(2 * weights - hidden, rel=0.01)
 
-    averaging = account(checkpoint, small("optimizer.ema=0.9"))
-    assert averaging.peak["optimizer"] == pytest.approx(3 * weights, rel=0.01)
-
     on_gpu = account(checkpoint, small(), bf16=True)
     assert on_gpu.peak["teacher"] == pytest.approx(weights / 2, rel=0.01)
     assert account(checkpoint, small()) == plain  # the trainers before it have left nothing behind
