@@ -68,7 +68,7 @@ class _Loss:
         self._head.weight.requires_grad_()
         self._tokens = torch.randint(vocabulary, (batch, context))
         self._taught = self._full = FullTarget(torch.randn(batch * (context - 1), hidden), self._teacher, 1.0)
-        self._options = Distillation(kl=0.0, ce=1.0) if kind == "CE" else Distillation()
+        self._options = Distillation(kl=0.0, ce=1.0) if kind == "CE" else Distillation(kl=0.65, ce=0.35)
         self._top = TopTarget(*top_shares(torch.randn(len(self._full.hidden), 4 * _TOP_K).log_softmax(-1), _TOP_K))
         self._kind = kind
 
@@ -80,14 +80,15 @@ class _Loss:
     def plain(self) -> Tensor:
         """By torch's own functions on the logits of all positions; KL always with the live teacher."""
         logits = self._head.logits(predicting_positions(self._hidden))
-        loss = self._options.ce * functional.cross_entropy(logits, self._tokens[:, 1:].flatten())
-        if self._options.kl:
+        kl, ce = self._options.weights
+        loss = ce * functional.cross_entropy(logits, self._tokens[:, 1:].flatten())
+        if kl:
             with torch.no_grad():
                 wanted = self._teacher.logits(self._full.hidden)
             divergence = functional.kl_div(
                 logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
             )
-            loss = loss + self._options.kl * divergence
+            loss = loss + kl * divergence
         return loss
 
 

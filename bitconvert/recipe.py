@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from functools import cached_property
@@ -13,8 +14,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from bitconvert.errors import UsageError
 
-TOKENS_FOR_A_RAMP = 0.1
-"""Tokens a parameter from which a λ-ramp does better than fitted layers do (docs/results/quality)."""
+FEW_TOKENS = 0.1
+"""Tokens a parameter below which fitted layers and more of the original's word do better (docs/results/quality)."""
 
 
 class _Section(BaseModel):
@@ -96,7 +97,7 @@ class Initialisation(_Section):
         "auto",
         description="none: they begin as the original's weights; gptq: rounding errors are compensated for; "
         "blockwise: each decoder layer learns, ternary, to give what the original's gives; "
-        f"auto: blockwise below {TOKENS_FOR_A_RAMP:g} tokens a parameter, unless a λ-curve is named",
+        f"auto: blockwise below {FEW_TOKENS:g} tokens a parameter, unless a λ-curve is named",
     )
     tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate of blockwise")
@@ -106,8 +107,14 @@ class Initialisation(_Section):
 class Distillation(_Section):
     """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text."""
 
-    kl: float = Field(0.9, ge=0.0, description="weight of the KL divergence from the original model")
-    ce: float = Field(0.1, ge=0.0, description="weight of the cross-entropy with the text")
+    kl: float | Literal["auto"] = Field(
+        "auto",
+        description="weight of the KL divergence from the original model; "
+        f"auto: 0.9 below {FEW_TOKENS:g} tokens a parameter, else 0.65",
+    )
+    ce: float | Literal["auto"] = Field(
+        "auto", description="weight of the cross-entropy with the text; auto: 0.1, and where kl would be 0.65, 0.35"
+    )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     until_surpassed: bool = Field(
         True,
@@ -117,14 +124,37 @@ class Distillation(_Section):
     cache: bool = Field(False, description="ask the original once, keep its likeliest tokens on disk, train from them")
     cache_top_k: int = Field(64, gt=0, description="likeliest tokens kept at a position; the rest counts as one")
 
+    @field_validator("kl", "ce", mode="before")
+    @classmethod
+    def _weight(cls, value: object) -> object:
+        try:
+            if value == "auto" or 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+                return value
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("must be auto, or a number from 0 on")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the KL and of the cross-entropy, in a settled recipe."""
+        assert not isinstance(self.kl, str)
+        assert not isinstance(self.ce, str)
+        return self.kl, self.ce
+
     @property
     def asks_the_original(self) -> bool:
         """Whether the loss needs it."""
-        return self.kl > 0
+        return self.kl != 0
+
+    def settled(self, *, is_short: bool, is_ternary: bool) -> Distillation:
+        """With each ``auto`` decided; a model that is ternary already is no teacher."""
+        kl, ce = (0.0, 1.0) if is_ternary else (0.9, 0.1) if is_short else (0.65, 0.35)
+        decided = {name: value for name, value in (("kl", kl), ("ce", ce)) if getattr(self, name) == "auto"}
+        return self.model_copy(update=decided)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distillation:
-        if self.kl + self.ce == 0:
+        if self.kl == self.ce == 0:
             raise ValueError("kl and ce cannot both be 0")
         return self
 
@@ -232,15 +262,16 @@ class Recipe(_Section):
             parameters: how many the model has.
             is_ternary: whether it is to be trained on as the ternary model that it is.
         """
+        is_short = self.training.tokens < FEW_TOKENS * parameters
         method, curve = self.init.method, self.lam.curve
         if method == "auto":
-            is_short = self.training.tokens < TOKENS_FOR_A_RAMP * parameters
             is_fitted = is_short and curve in ("auto", "instant") and not is_ternary
             method = "blockwise" if is_fitted else "none"
         if curve == "auto":
             curve = "linear" if method == "none" and not is_ternary else "instant"
         init, lam = self.init.model_copy(update={"method": method}), self.lam.model_copy(update={"curve": curve})
-        return self.model_copy(update={"init": init, "lam": lam})
+        distill = self.distill.settled(is_short=is_short, is_ternary=is_ternary)
+        return self.model_copy(update={"init": init, "lam": lam, "distill": distill})
 
     @property
     def initialises(self) -> bool:

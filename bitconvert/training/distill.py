@@ -183,7 +183,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 del gradient  # or it would stand beside the next chunk
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.mark_non_differentiable(kl, ce)
-        return options.kl * kl + options.ce * ce, kl, ce
+        kl_weight, ce_weight = options.weights
+        return kl_weight * kl + ce_weight * ce, kl, ce
 
     @staticmethod
     @once_differentiable
@@ -221,14 +222,15 @@ def _loss_of_logits(
     log_probs = _log_softmax(logits, 1.0)
     softened = log_probs if options.temperature == 1.0 else _log_softmax(logits, options.temperature)
     ce = -log_probs.gather(-1, labels[:, None]).sum()
-    gradient = log_probs.exp().mul_(options.ce)
-    gradient[torch.arange(len(labels), device=labels.device), labels] -= options.ce
+    kl_weight, ce_weight = options.weights
+    gradient = log_probs.exp().mul_(ce_weight)
+    gradient[torch.arange(len(labels), device=labels.device), labels] -= ce_weight
     if target is None:
         return torch.zeros_like(ce), ce, gradient
     log_target = target.log_probs(chunk, softened)
     p = log_target.exp()
     kl = log_target.sub_(softened).mul_(p).sum()
-    gradient.add_(softened.exp_().sub_(p), alpha=options.kl * options.temperature)
+    gradient.add_(softened.exp_().sub_(p), alpha=kl_weight * options.temperature)
     return kl * options.temperature**2, ce, gradient
 
 

@@ -24,6 +24,7 @@ from bitconvert.training.distill import (
     top_shares,
 )
 
+MIXED = Distillation(kl=0.65, ce=0.35)
 BATCH, CONTEXT, WIDTH, VOCAB = 6, 9, 5, 17
 ITEMS = BATCH * (CONTEXT - 1)
 
@@ -123,7 +124,7 @@ def test_it_and_its_gradient_are_those_of_the_definition(
 
 
 def test_a_tied_head_gets_both_gradients() -> None:
-    given, options = case(), Distillation()
+    given, options = case(), MIXED
     (expected,) = torch.autograd.grad(
         by_definition(tied(given), options, ITEMS).loss, given.head.weight, materialize_grads=True
     )
@@ -141,9 +142,9 @@ def tied(given: Case) -> Case:
 def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
     given = case()
     parts = {"hidden": given.hidden, "weight": given.head.weight}
-    expected = torch.autograd.grad(by_definition(given, Distillation(), ITEMS).loss, list(parts.values()))
+    expected = torch.autograd.grad(by_definition(given, MIXED, ITEMS).loss, list(parts.values()))
     parts[frozen].requires_grad_(False)
-    distillation_loss(given.hidden, given.head, given.full(), given.tokens, Distillation(), ITEMS).loss.backward()
+    distillation_loss(given.hidden, given.head, given.full(), given.tokens, MIXED, ITEMS).loss.backward()
     assert parts[frozen].grad is None
     for part, wanted in zip(parts.values(), expected, strict=True):
         if part.requires_grad:
@@ -151,7 +152,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
 
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
-    given, options = case(), Distillation()
+    given, options = case(), MIXED
     distillation_loss(given.hidden, given.head, given.full(), given.tokens, options, ITEMS).loss.backward()
     whole = [part.grad.clone() for part in (given.hidden, given.head.weight)]
     for part in (given.hidden, given.head.weight):
@@ -175,7 +176,7 @@ def test_equal_distributions_have_no_divergence() -> None:
 
 
 def test_without_gradients_there_is_only_the_loss() -> None:
-    given, options = case(vocab=200, width=50), Distillation()
+    given, options = case(vocab=200, width=50), MIXED
     with torch.no_grad(), _Largest() as largest:
         loss = distillation_loss(
             given.hidden, given.head, given.full(), given.tokens, options, ITEMS, chunk_bytes=4 * 200
@@ -188,14 +189,14 @@ def test_without_gradients_there_is_only_the_loss() -> None:
 
 def test_a_gradient_is_given_once() -> None:
     given = case()
-    loss = distillation_loss(given.hidden, given.head, None, given.tokens, Distillation(kl=0.0), ITEMS).loss
+    loss = distillation_loss(given.hidden, given.head, None, given.tokens, Distillation(kl=0.0, ce=1.0), ITEMS).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
 def test_a_teacher_in_inference_mode_will_do() -> None:
-    given, options = case(), Distillation()
+    given, options = case(), MIXED
     with torch.inference_mode():
         target = FullTarget(given.full().hidden.sin(), given.teacher_head, 1.0)
     assert target.hidden.is_inference()
@@ -206,7 +207,7 @@ def test_a_teacher_in_inference_mode_will_do() -> None:
 
 
 def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
-    given, options = case(dtype=torch.float32, width=64, vocab=300), Distillation()
+    given, options = case(dtype=torch.float32, width=64, vocab=300), MIXED
     with torch.autocast("cpu", torch.bfloat16):
         ours = distillation_loss(
             given.hidden, given.head, given.full(), given.tokens, options, ITEMS, chunk_bytes=12_000
@@ -243,7 +244,7 @@ def test_the_logits_of_all_positions_never_exist(kind: str) -> None:
     rows = 10
     with _Largest() as largest:
         distillation_loss(
-            given.hidden, given.head, target, given.tokens, Distillation(), ITEMS, chunk_bytes=4 * 500 * rows
+            given.hidden, given.head, target, given.tokens, MIXED, ITEMS, chunk_bytes=4 * 500 * rows
         ).loss.backward()
     assert largest.elements == rows * 500
 

@@ -119,3 +119,26 @@ def test_what_is_auto_is_decided_by_tokens_a_parameter(
 ) -> None:
     recipe = load_recipe(None, ["training.tokens=1_000_000", *overrides]).settled(parameters, is_ternary=is_ternary)
     assert (recipe.init.method, recipe.lam.curve) == (method, curve)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "is_ternary", "overrides", "weights"),
+    [
+        (10_000_001, False, (), (0.9, 0.1)),
+        (10_000_000, False, (), (0.65, 0.35)),
+        (10_000_000, False, ("distill.kl=2",), (2.0, 0.35)),
+        (10_000_001, True, (), (0.0, 1.0)),
+        (10_000_001, True, ("distill.kl=0.5",), (0.5, 1.0)),
+    ],
+)
+def test_so_are_the_weights_of_the_loss(
+    parameters: int, is_ternary: bool, overrides: tuple[str, ...], weights: tuple[float, float]
+) -> None:
+    recipe = load_recipe(None, ["training.tokens=1_000_000", *overrides]).settled(parameters, is_ternary=is_ternary)
+    assert recipe.distill.weights == weights
+
+
+@pytest.mark.parametrize("weight", ["-1", ".nan", ".inf", "much", "[1]"])
+def test_a_weight_of_the_loss_is_auto_or_a_number(weight: str) -> None:
+    with pytest.raises(UsageError, match=r"recipe: distill\.kl: must be auto, or a number from 0 on$"):
+        load_recipe(None, [f"distill.kl={weight}"])
