@@ -74,20 +74,6 @@ class LambdaRamp(_Section):
     activations_reach_one_at: float = Field(
         0.1, ge=0.0, le=1.0, description="the same for λ of the activations, which is never behind that of the weights"
     )
-    order: Literal["together", "sensitive_last"] = Field(
-        "together", description="sensitive_last: the weights that are hurt most by rounding begin when others are done"
-    )
-
-    @property
-    def is_one_from_the_start(self) -> bool:
-        """Whether there is no step at which λ of the weights is below 1."""
-        return self.curve == "instant" or self.reach_one_at == 0
-
-    @model_validator(mode="after")
-    def _order_is_seen(self) -> LambdaRamp:
-        if self.order != "together" and self.is_one_from_the_start:
-            raise ValueError(f"order {self.order} needs a λ < 1")
-        return self
 
 
 class Initialisation(_Section):

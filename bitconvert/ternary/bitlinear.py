@@ -109,14 +109,12 @@ class BitLinear(nn.Linear):
         codes: of a frozen weight, int8, shape (out, in), else None.
         scale: of the ternary weight, float32, for its shape see TernaryTensor; None before the first use.
         learned_scale: the scale where it is a parameter, float32, a vector, so that it does not decay; else None.
-        rank: 0 to 1, how late its weight becomes ternary, a scalar tensor; None for together with all others.
         activation_block: how many activations share an int8 scale; None for all of a token's (see ``quantize_int8``).
     """
 
     codes: Tensor | None
     scale: Tensor | None
     learned_scale: nn.Parameter | None
-    rank: Tensor | None
 
     def __init__(self, linear: nn.Linear, scaling: Scaling, lam: Lambda) -> None:
         nn.Module.__init__(self)
@@ -129,7 +127,6 @@ class BitLinear(nn.Linear):
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
         self.register_parameter("learned_scale", None)
-        self.register_buffer("rank", None, persistent=False)  # no number, which every layer would be compiled for
         self.activation_block: int | None = None
         self._estimated_of: tuple[Callable[[], Tensor | None], int] = _nothing, 0
 
@@ -139,7 +136,7 @@ class BitLinear(nn.Linear):
             return functional.linear(x, self.weight, self.bias)
         if not torch.compiler.is_compiling():
             self.refresh()
-        lam = None if self.lam.has_ternary_weights else self._own_lambda()
+        lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
         scale = self._used_scale()
         weight = self.weight if self.codes is None else self.codes
@@ -168,10 +165,6 @@ class BitLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
-
-    def _own_lambda(self) -> Tensor:
-        """λ of this weight: rank 0 is done when half of the way is gone, rank 1 begins there."""
-        return self.lam.value if self.rank is None else (2 * self.lam.value - self.rank).clamp(0, 1)
 
     def _used_scale(self) -> Tensor | None:
         if self.learned_scale is None:
@@ -230,21 +223,6 @@ def settle_scales(model: nn.Module) -> None:
     """Round every weight whose scale was learned, so that the weights alone say all."""
     for module in bitlinears(model):
         module.settle_scale()
-
-
-@torch.no_grad()
-def rank_by_sensitivity(model: nn.Module) -> None:
-    """Let the weights of a model become ternary one after another, those last whose rounding costs most.
-
-    The cost is the second-order term of the loss, with the squared gradient (the empirical Fisher information) for the
-    Hessian's diagonal: the sum of ``(g (Q(w) - w))^2``. The gradients must be there; one batch's will do.
-    """
-    costs = {}
-    for module in bitlinears(model):
-        error = ternarize(module.weight, module.scaling).dequantize() - module.weight
-        costs[module] = float(error.mul_(module.weight.grad).square_().sum())  # type: ignore[arg-type]
-    for place, module in enumerate(sorted(costs, key=costs.__getitem__)):
-        module.rank = torch.tensor(place / max(1, len(costs) - 1))
 
 
 def compile_blocks(decoder: nn.Module) -> None:

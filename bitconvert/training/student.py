@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import reduce
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales, rank_by_sensitivity
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -105,13 +105,6 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe)
     if recipe.scaling.estimator == "learned":
         learn_scales(model)
     return lam
-
-
-def order_layers(student: PreTrainedModel, tokens: Tensor) -> None:
-    """Rank the BitLinears of a student that is still the original by what rounding costs on a batch of text."""
-    student(input_ids=tokens, labels=tokens).loss.backward()
-    rank_by_sensitivity(student)
-    student.zero_grad()
 
 
 def _ternary_modules(model: nn.Module, checkpoint: Checkpoint) -> list[str]:

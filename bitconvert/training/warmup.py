@@ -47,7 +47,7 @@ from bitconvert.training.data import (
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.student import is_trained_on, make_student, order_layers, require_trainable, settle
+from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.trainer import (
@@ -113,8 +113,6 @@ def _run(
     kept = _kept(student, checkpoint, order, arguments, recipe, run_directory, reporter)
     checkpoint.keeping = kept.modules
     lam = make_student(student, checkpoint, recipe)
-    if recipe.lam.order == "sensitive_last" and not recipe.control:
-        order_layers(student, order[0]["input_ids"][None])
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
