@@ -99,7 +99,7 @@ class Distillation(_Section):
         f"auto: 0.9 below {FEW_TOKENS:g} tokens a parameter, else 0.65",
     )
     ce: float | Literal["auto"] = Field(
-        "auto", description="weight of the cross-entropy with the text; auto: 0.1, and where kl would be 0.65, 0.35"
+        "auto", description="weight of the cross-entropy with the text; auto: 0.1, 0.35, or without kl 1"
     )
     temperature: float = Field(1.0, gt=0.0, description="softens both distributions of the KL term")
     until_surpassed: bool = Field(
@@ -134,7 +134,8 @@ class Distillation(_Section):
 
     def settled(self, *, is_short: bool, is_ternary: bool) -> Distillation:
         """With each ``auto`` decided; a model that is ternary already is no teacher."""
-        kl, ce = (0.0, 1.0) if is_ternary else (0.9, 0.1) if is_short else (0.65, 0.35)
+        is_untaught = is_ternary or self.kl == 0
+        kl, ce = (0.0, 1.0) if is_untaught else (0.9, 0.1) if is_short else (0.65, 0.35)
         decided = {name: value for name, value in (("kl", kl), ("ce", ce)) if getattr(self, name) == "auto"}
         return self.model_copy(update=decided)
 

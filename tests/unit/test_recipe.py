@@ -127,6 +127,7 @@ def test_what_is_auto_is_decided_by_tokens_a_parameter(
         (10_000_001, False, (), (0.9, 0.1)),
         (10_000_000, False, (), (0.65, 0.35)),
         (10_000_000, False, ("distill.kl=2",), (2.0, 0.35)),
+        (10_000_001, False, ("distill.kl=0",), (0.0, 1.0)),
         (10_000_001, True, (), (0.0, 1.0)),
         (10_000_001, True, ("distill.kl=0.5",), (0.5, 1.0)),
     ],
