@@ -13,6 +13,10 @@ CONTROL = "control"
 """The cell that every other one is held against: the same tokens in full precision. It is part of every grid."""
 
 
+DEFAULT = "default"
+"""The cell that does nothing otherwise than the bed's recipe."""
+
+
 class Cell(Section):
     """One method."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.quality.grid import CONTROL
 from benchmarks.quality.record import Record
-from benchmarks.quality.summary import RATIO, Row, summarize
+from benchmarks.quality.summary import RATIO, Row, by_bed, summarize
 from bitconvert.atomic import atomic_file
 
 _COLOURS = {"best": "tab:green", "tied": "tab:olive", "": "tab:blue"}
@@ -31,9 +30,7 @@ def plot(records: Sequence[Record], directory: Path, name: str, cells: Sequence[
     Returns:
         The pictures.
     """
-    wanted = [record for record in records if not cells or record.cell in cells]
-    wanted.sort(key=lambda record: record.bed)
-    beds = {bed: summarize(list(of_bed)) for bed, of_bed in groupby(wanted, key=lambda record: record.bed)}
+    beds = {bed: summarize(of_bed) for bed, of_bed in by_bed(records, cells).items()}
     return [
         _save(_ratios(beds), directory / f"{name}-ratios.png"),
         _save(_curves(beds), directory / f"{name}-curves.png"),
@@ -68,6 +65,8 @@ def _curves(beds: dict[str, list[Row]]) -> Figure:
     for axes, (bed, rows) in zip(panels, beds.items(), strict=True):
         _draw_curves(axes, [row for row in rows if row.numbers])
         axes.set(title=bed, xlabel="tokens", ylabel="ppl on the watched text, ternary, mean of the seeds", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     return figure
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.quality.grid import CONTROL
+from benchmarks.quality.grid import CONTROL, DEFAULT
 from benchmarks.quality.record import Record
 from benchmarks.quality.trial import unequal
 from bitconvert.errors import UsageError
@@ -72,6 +72,16 @@ class Row:
     def place(self) -> float:
         """What rows are sorted by: the ratio to the original; those without one come last."""
         return self.numbers[RATIO].mean if self.numbers else math.inf
+
+
+def by_bed(records: Iterable[Record], cells: Collection[str] = ()) -> dict[str, list[Record]]:
+    """The records of some cells, or of all, by bed; without beds on which control and default stand alone."""
+    beds: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if not cells or record.cell in cells:
+            beds[record.bed].append(record)
+    compared = {bed for bed, of_bed in beds.items() if {record.cell for record in of_bed} - {CONTROL, DEFAULT}}
+    return {bed: beds[bed] for bed in sorted(beds) if bed in compared or not cells}
 
 
 def best_lr(records: Iterable[Record]) -> float | None:

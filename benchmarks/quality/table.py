@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 from benchmarks.quality.record import Record
-from benchmarks.quality.summary import CONTROL_RATIO, RATIO, Row, Spread, summarize
+from benchmarks.quality.summary import CONTROL_RATIO, RATIO, Row, Spread, by_bed, summarize
 
 _MARKS = {"best": "**best**", "tied": "tied", "": ""}
 _COLUMNS = (
@@ -31,9 +30,7 @@ def table(records: Sequence[Record], cells: Sequence[str] = ()) -> str:
         records: of any beds.
         cells: the only ones to show; none for all.
     """
-    wanted = [record for record in records if not cells or record.cell in cells]
-    wanted.sort(key=lambda record: record.bed)
-    parts = [_bed(list(of_bed)) for _, of_bed in groupby(wanted, key=lambda record: record.bed)]
+    parts = [_bed(of_bed) for of_bed in by_bed(records, cells).values()]
     return "\n\n".join([*parts, _LEGEND]) + "\n"
 
 

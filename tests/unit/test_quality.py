@@ -381,6 +381,11 @@ def test_the_table_shows_everything(places: Places) -> None:
 def test_the_table_can_be_of_some_cells(places: Places) -> None:
     text = table(run(places, FakeBitconvert(by_method)), ["control", "instant"])
     assert "default" not in text
+    assert "## small" in text
+
+
+def test_a_bed_where_nothing_is_compared_is_left_out(places: Places) -> None:
+    assert "## small" not in table(run(places, FakeBitconvert(by_method)), ["control", "default"])
 
 
 def test_records_of_other_data_are_not_compared(places: Places) -> None:
