@@ -14,8 +14,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from bitconvert.errors import UsageError
 
-FEW_TOKENS = 0.1
-"""Tokens a parameter below which fitted layers and more of the original's word do better (docs/results/quality)."""
+FIT_BELOW, IMITATE_BELOW = 0.15, 0.1
+"""Tokens a parameter up to which a block-wise fit, and more of the KL, do better (docs/results/quality)."""
 
 
 class _Section(BaseModel):
@@ -83,7 +83,7 @@ class Initialisation(_Section):
         "auto",
         description="none: they begin as the original's weights; gptq: rounding errors are compensated for; "
         "blockwise: each decoder layer learns, ternary, to give what the original's gives; "
-        f"auto: blockwise below {FEW_TOKENS:g} tokens a parameter, unless a λ-curve is named",
+        f"auto: blockwise below {FIT_BELOW:g} tokens a parameter, unless a λ-curve is named",
     )
     tokens: int = Field(65_536, gt=0, description="tokens of the training text that are looked at for it")
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate of blockwise")
@@ -96,7 +96,7 @@ class Distillation(_Section):
     kl: float | Literal["auto"] = Field(
         "auto",
         description="weight of the KL divergence from the original model; "
-        f"auto: 0.9 below {FEW_TOKENS:g} tokens a parameter, else 0.65",
+        f"auto: 0.9 below {IMITATE_BELOW:g} tokens a parameter, else 0.65",
     )
     ce: float | Literal["auto"] = Field(
         "auto", description="weight of the cross-entropy with the text; auto: 0.1, 0.35, or without kl 1"
@@ -132,10 +132,12 @@ class Distillation(_Section):
         """Whether the loss needs it."""
         return self.kl != 0
 
-    def settled(self, *, is_short: bool, is_ternary: bool) -> Distillation:
+    def settled(self, tokens_a_parameter: float, *, is_ternary: bool) -> Distillation:
         """With each ``auto`` decided; a model that is ternary already is no teacher."""
-        is_untaught = is_ternary or self.kl == 0
-        kl, ce = (0.0, 1.0) if is_untaught else (0.9, 0.1) if is_short else (0.65, 0.35)
+        if is_ternary or self.kl == 0:
+            kl, ce = 0.0, 1.0
+        else:
+            kl, ce = (0.9, 0.1) if tokens_a_parameter < IMITATE_BELOW else (0.65, 0.35)
         decided = {name: value for name, value in (("kl", kl), ("ce", ce)) if getattr(self, name) == "auto"}
         return self.model_copy(update=decided)
 
@@ -249,15 +251,15 @@ class Recipe(_Section):
             parameters: how many the model has.
             is_ternary: whether it is to be trained on as the ternary model that it is.
         """
-        is_short = self.training.tokens < FEW_TOKENS * parameters
+        tokens_a_parameter = self.training.tokens / parameters
         method, curve = self.init.method, self.lam.curve
         if method == "auto":
-            is_fitted = is_short and curve in ("auto", "instant") and not is_ternary
+            is_fitted = tokens_a_parameter < FIT_BELOW and curve in ("auto", "instant") and not is_ternary
             method = "blockwise" if is_fitted else "none"
         if curve == "auto":
             curve = "linear" if method == "none" and not is_ternary else "instant"
         init, lam = self.init.model_copy(update={"method": method}), self.lam.model_copy(update={"curve": curve})
-        distill = self.distill.settled(is_short=is_short, is_ternary=is_ternary)
+        distill = self.distill.settled(tokens_a_parameter, is_ternary=is_ternary)
         return self.model_copy(update={"init": init, "lam": lam, "distill": distill})
 
     @property

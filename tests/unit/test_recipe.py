@@ -104,14 +104,14 @@ def test_the_shipped_recipes_are_plain_yaml() -> None:
 @pytest.mark.parametrize(
     ("parameters", "is_ternary", "overrides", "method", "curve"),
     [
-        (10_000_001, False, (), "blockwise", "instant"),
-        (10_000_000, False, (), "none", "linear"),
-        (10_000_001, False, ("lam.curve=cosine",), "none", "cosine"),
-        (10_000_000, False, ("lam.curve=instant",), "none", "instant"),
-        (10_000_001, False, ("init.method=none",), "none", "linear"),
-        (10_000_000, False, ("init.method=blockwise",), "blockwise", "instant"),
-        (10_000_000, False, ("init.method=gptq", "lam.curve=linear"), "gptq", "linear"),
-        (10_000_001, True, (), "none", "instant"),
+        (6_666_667, False, (), "blockwise", "instant"),
+        (6_666_666, False, (), "none", "linear"),
+        (6_666_667, False, ("lam.curve=cosine",), "none", "cosine"),
+        (6_666_666, False, ("lam.curve=instant",), "none", "instant"),
+        (6_666_667, False, ("init.method=none",), "none", "linear"),
+        (6_666_666, False, ("init.method=blockwise",), "blockwise", "instant"),
+        (6_666_666, False, ("init.method=gptq", "lam.curve=linear"), "gptq", "linear"),
+        (6_666_667, True, (), "none", "instant"),
     ],
 )
 def test_what_is_auto_is_decided_by_tokens_a_parameter(
