@@ -14,6 +14,7 @@ from tests.models import write_model
 from tests.texts import STORY
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: there are as many tests at a time as cores
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
