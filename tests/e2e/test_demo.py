@@ -21,7 +21,8 @@ def demo(output: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_a_short_demo(tmp_path: Path) -> None:
-    report = demo(tmp_path / "out", "--set", "training.tokens=24576", "--set", "data.held_out_tokens=2048")
+    small = ("training.tokens=24576", "data.held_out_tokens=2048", "init.tokens=2048")
+    report = demo(tmp_path / "out", *(word for override in small for word in ("--set", override)))
     rows = {row["name"]: row for row in report["rows"]}
     original, rounded, warmed = (rows[name]["ppl"] for name in ("original", "rounded only", "warmed up, tq2_0"))
     assert original < warmed < rounded
