@@ -54,7 +54,7 @@ class Lineage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str
-    lam: float
+    lam: float = Field(ge=0.0, le=1.0)
     scaling: Scaling
     kept: tuple[str, ...] = ()
     keep_tokens: int = 0
