@@ -26,7 +26,8 @@ from bitconvert.packing.gguf.plan import EMBEDDING_TYPES
 from bitconvert.packing.pack import pack
 from bitconvert.packing.source import EMBEDDING
 from bitconvert.recipe import Packing
-from bitconvert.report import PackedFile, Silent
+from bitconvert.report.packing import PackedFile
+from bitconvert.report.reporter import Silent
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from bitconvert.evaluation.windows import TokenizedText, windows
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.families import FAMILIES
 from bitconvert.recipe import Scaling
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import freeze_ternary, insert_bitlinear
 from bitconvert.ternary.quantize import ternarize
 

@@ -36,7 +36,7 @@ SHARD = 5 * 10**9
 _MEASURED = """
 import re, resource, sys
 from pathlib import Path
-from bitconvert.cli import main
+from bitconvert.cli.main import main
 code = 0
 try:
     main()

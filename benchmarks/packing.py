@@ -31,7 +31,7 @@ from bitconvert.packing.formats import FORMATS, GgufFormat
 from bitconvert.packing.pack import pack
 from bitconvert.packing.unpack import unpack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.blocks import baked_blocks
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_model

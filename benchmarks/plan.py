@@ -20,7 +20,7 @@ import torch
 from benchmarks.models import random_llama
 from bitconvert.demo.stories import text
 from bitconvert.recipe import load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.plan import plan_warmup
 from bitconvert.training.warmup import warmup
 from tests.models import byte_level_bpe

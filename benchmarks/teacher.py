@@ -17,7 +17,7 @@ import torch
 from bitconvert.demo.demo import MODEL
 from bitconvert.demo.stories import HELD_OUT_SEED, WARMUP_SEED, text
 from bitconvert.recipe import load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.warmup import warmup
 
 _CHARACTERS_A_TOKEN = 3

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitconvert.packing.pack import pack
     from bitconvert.packing.unpack import unpack
     from bitconvert.recipe import Packing, Recipe, Scaling, load_recipe
-    from bitconvert.report import Silent
+    from bitconvert.report.reporter import Silent
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
     from bitconvert.training.plan import plan_warmup
@@ -29,7 +29,7 @@ _HOMES = {
     "Packing": "bitconvert.recipe",
     "Recipe": "bitconvert.recipe",
     "Scaling": "bitconvert.recipe",
-    "Silent": "bitconvert.report",
+    "Silent": "bitconvert.report.reporter",
     "TernaryTensor": "bitconvert.ternary.quantize",
     "evaluate": "bitconvert.evaluation.evaluate",
     "generate": "bitconvert.evaluation.generate",

@@ -1,5 +1,5 @@
 """``python -m bitconvert``: the command line."""
 
-from bitconvert.cli import main
+from bitconvert.cli.main import main
 
 main()

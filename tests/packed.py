@@ -14,7 +14,7 @@ from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.packing.source import read_ternary
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from tests.models import write_model
 
 

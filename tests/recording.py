@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 
 
 class Recorder(Silent):

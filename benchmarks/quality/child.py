@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-_HEAVY = ("bitconvert.training.warmup", "bitconvert.evaluation.evaluate", "bitconvert.packing.pack", "bitconvert.ui")
+_HEAVY = (
+    "bitconvert.training.warmup",
+    "bitconvert.evaluation.evaluate",
+    "bitconvert.packing.pack",
+    "bitconvert.ui.progress",
+)
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _run(argv: tuple[str, ...], directory: Path) -> None:
     sys.argv = ["bitconvert", *argv]
     before = time.process_time()
     try:
-        from bitconvert.cli import main
+        from bitconvert.cli.main import main
 
         main()
     finally:

@@ -17,7 +17,7 @@ from benchmarks.quality.texts import Texts, prepare
 from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.data import ShuffledWindows, first_windows, tokenize
 from bitconvert.training.student import settle
 

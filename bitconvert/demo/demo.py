@@ -22,7 +22,9 @@ from bitconvert.evaluation.subjects import has_llama_cpp
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Recipe
-from bitconvert.report import DemoReport, DemoRow, PackedFile, Reporter
+from bitconvert.report.demo import DemoReport, DemoRow
+from bitconvert.report.packing import PackedFile
+from bitconvert.report.reporter import Reporter
 from bitconvert.training.warmup import warmup
 
 MODEL = Path(__file__).parent / "model"

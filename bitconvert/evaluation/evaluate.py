@@ -28,7 +28,8 @@ from bitconvert.evaluation.tasks import TaskResults, run_tasks
 from bitconvert.evaluation.windows import Convention, TokenizedText, Window, first_tokens, windows
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.texts import read_texts
-from bitconvert.report import Comparison, EvalReport, Perplexity, Reporter, Silent
+from bitconvert.report.evaluation import Comparison, EvalReport, Perplexity
+from bitconvert.report.reporter import Reporter, Silent
 
 DEFAULT_CONTEXT = 512
 """Tokens per window, as in llama-perplexity; less where the model cannot."""

@@ -13,7 +13,8 @@ from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.generation import without_own_defaults
-from bitconvert.report import GenerateReport, Reporter, Silent
+from bitconvert.report.evaluation import GenerateReport
+from bitconvert.report.reporter import Reporter, Silent
 
 Choice = Literal["auto", "torch", "llama.cpp"]
 

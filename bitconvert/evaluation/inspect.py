@@ -16,7 +16,8 @@ from bitconvert.models.gguf_source import LINEAGE_KEY, open_weights
 from bitconvert.models.gguf_types import TERNARY
 from bitconvert.models.pre_tokenizers import pre_tokenizer_of
 from bitconvert.models.tokenizers import backend_json, vocabulary_model
-from bitconvert.report import InspectReport, Reporter, ScaleSummary, Silent, TensorReport
+from bitconvert.report.evaluation import InspectReport, ScaleSummary, TensorReport
+from bitconvert.report.reporter import Reporter, Silent
 from bitconvert.ternary.quantize import is_baked, ternarize
 
 _SHOWN_CONFIG = (

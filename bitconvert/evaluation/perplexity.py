@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.windows import Convention, TokenizedText, Window
-from bitconvert.report import Comparison, Perplexity, Reporter
+from bitconvert.report.evaluation import Comparison, Perplexity
+from bitconvert.report.reporter import Reporter
 
 Predictor = Callable[[Tensor, int], Iterator[Tensor]]
 """A model: token ids int64 (windows, length) and how many tokens at the end of each to predict -> the logits that

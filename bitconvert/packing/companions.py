@@ -14,7 +14,7 @@ from bitconvert.models.gguf_file import SHARD_NAME
 from bitconvert.models.lineage import HeldOut, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.job import PackJob
-from bitconvert.report import PackedFile
+from bitconvert.report.packing import PackedFile
 
 CARD = "README.md"
 MODELFILE = "Modelfile"

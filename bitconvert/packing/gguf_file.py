@@ -28,7 +28,7 @@ from bitconvert.packing.gguf.plan import BY_LLAMA_CPP, PlannedTensor, main_type,
 from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.source import SourceTensor, packed_file
-from bitconvert.report import PackedFile, PackedTensor
+from bitconvert.report.packing import PackedFile, PackedTensor
 from bitconvert.ternary.quantize import TernaryTensor
 
 _BYTES_AT_ONCE = 2**20

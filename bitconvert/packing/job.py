@@ -22,7 +22,8 @@ from bitconvert.packing.gguf.vocabulary import Vocabulary, vocabulary_of
 from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.source import SourceTensor
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackedFile, Reporter
+from bitconvert.report.packing import PackedFile
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.quantize import TernaryTensor
 
 FormatT = TypeVar("FormatT", bound=Format)

@@ -21,7 +21,7 @@ from bitconvert.packing.directory import copy_companions, require_replaceable, w
 from bitconvert.packing.formats.onnx import Onnx
 from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
 from bitconvert.packing.source import SourceTensor, packed_file
-from bitconvert.report import PackedFile, PackedTensor
+from bitconvert.report.packing import PackedFile, PackedTensor
 from bitconvert.ternary.quantize import TernaryTensor
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from bitconvert.packing.onnx_directory import OnnxDirectory
 from bitconvert.packing.safetensors_directory import SafetensorsDirectory
 from bitconvert.packing.source import promised_tensors, source_tensors
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackedFile, PackReport, Reporter, Silent
+from bitconvert.report.packing import PackedFile, PackReport
+from bitconvert.report.reporter import Reporter, Silent
 
 CONTAINERS: Mapping[str, Container[Any]] = {
     "gguf": GgufFile(),

@@ -21,7 +21,7 @@ from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, W
 from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.packing.shards import Shards
 from bitconvert.packing.source import SourceTensor, packed_file
-from bitconvert.report import PackedFile, PackedTensor
+from bitconvert.report.packing import PackedFile, PackedTensor
 from bitconvert.ternary.quantize import TernaryTensor
 
 

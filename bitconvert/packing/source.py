@@ -14,7 +14,8 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models.baked import BAKED_FILE
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import stored_scale
-from bitconvert.report import PackedFile, PackedTensor, Reporter
+from bitconvert.report.packing import PackedFile, PackedTensor
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.blocks import baked_blocks, ternary_blocks
 from bitconvert.ternary.quantize import TernaryTensor
 

@@ -25,7 +25,8 @@ from bitconvert.packing.readback import ReadBack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, meant_tensors, read_ternary, with_progress
 from bitconvert.recipe import Scaling
-from bitconvert.report import Reporter, UnpackReport
+from bitconvert.report.packing import UnpackReport
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.quantize import GRANULARITIES, is_baked
 
 _WEIGHTS = "model.safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitconvert.errors import BitconvertError
 from bitconvert.recipe import Initialisation
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.ternary.schedule import lr_at
 from bitconvert.training.layers import Layer

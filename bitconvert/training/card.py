@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitconvert.models.latent import claims_bitnet
 from bitconvert.models.lineage import Lineage
-from bitconvert.report import WarmupReport
+from bitconvert.report.training import WarmupReport
 
 
 def training_card(lineage: Lineage, report: WarmupReport) -> str:

@@ -24,7 +24,7 @@ from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.generation import without_own_defaults
 from bitconvert.models.texts import TEXT_FIELD, ending_of, read_texts, text_files
 from bitconvert.recipe import Data
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 
 _LAYOUT = "tokens-2"  # part of every cache key: change it when the meaning of the cached bytes changes
 _DOCUMENTS_AT_ONCE = 256

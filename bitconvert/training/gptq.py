@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitconvert.recipe import Scaling
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import BitLinear, Lambda, bitlinears
 from bitconvert.ternary.quantize import rounded, scale_of
 from bitconvert.training.layers import Layer

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitconvert.recipe import Recipe
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.training.blockwise import fit_layers
 from bitconvert.training.data import ShuffledWindows

@@ -15,7 +15,7 @@ from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.head import head_of, hidden_states
 from bitconvert.recipe import Distillation, Recipe, Scaling
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import insert_bitlinear
 from bitconvert.training.data import ShuffledWindows
 from bitconvert.training.distill import FullTarget, distillation_loss, predicting_positions

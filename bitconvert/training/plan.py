@@ -14,7 +14,8 @@ from torch import nn
 from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
-from bitconvert.report import Forecast, Reporter, WarmupPlan
+from bitconvert.report.reporter import Reporter
+from bitconvert.report.training import Forecast, WarmupPlan
 from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
 from bitconvert.training.initialisation import micro_batches
 from bitconvert.training.keep import foreseen_kept

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, default_data_collator
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.head import decoder_layers
 from bitconvert.recipe import Recipe, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.data import ShuffledWindows, Windows
 from bitconvert.training.initialisation import initialise, micro_batches
 from bitconvert.training.ledger import ACTIVATIONS, Ledger, Work

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.training.data import ShuffledWindows, cache_directory, id_dtype
 from bitconvert.training.distill import FullTarget, TopTarget, chunk_rows, chunks, top_shares
 from bitconvert.training.teacher import LiveTeacher

@@ -31,7 +31,7 @@ from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.head import head_of, hidden_states
 from bitconvert.recipe import Distillation, LambdaRamp, Recipe
-from bitconvert.report import Reporter
+from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import distillation_loss

@@ -29,7 +29,8 @@ from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Recipe, load_recipe
-from bitconvert.report import Reporter, WarmupReport
+from bitconvert.report.reporter import Reporter
+from bitconvert.report.training import WarmupReport
 from bitconvert.ternary.bitlinear import settle_scales
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card

@@ -30,7 +30,8 @@ from bitconvert.models.lineage import Lineage, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackedFile, PackReport, Silent
+from bitconvert.report.packing import PackedFile, PackReport
+from bitconvert.report.reporter import Silent
 from tests.compatibility.clients import Client, Failed, installed_clients, qvac_text, qvac_version
 from tests.models import NASTY, VARIANTS, write_model
 from tests.texts import STORY

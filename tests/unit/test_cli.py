@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from bitconvert import cli
+from bitconvert.cli import main as cli
 from bitconvert.training.warmup import partial_directory
 
 COMMANDS = ("warmup", "plan", "pack", "unpack", "eval", "generate", "inspect", "recipes", "demo")
@@ -151,7 +151,7 @@ def test_a_plan_is_told_and_writes_nothing(bitconvert, smollm: Path, tmp_path: P
 def test_resume_needs_only_the_output(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     stopper = (
-        "from bitconvert import cli\n"
+        "from bitconvert.cli import main as cli\n"
         "from bitconvert.training.trainer import WarmupTrainer as Trainer\n"
         "old = Trainer.set_progress\n"
         "def stop_after_this_step(self, step):\n    old(self, step); self.stop_requested = True\n"
@@ -182,7 +182,7 @@ def test_help(command: tuple[str, ...], bitconvert) -> None:
 WITHOUT = (
     "import contextlib, io, json, sys\n"
     "sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))  # an import of None fails\n"
-    "from bitconvert import cli\n"
+    "from bitconvert.cli import main as cli\n"
     "outcomes = []\n"
     "for arguments in json.loads(sys.argv[2]):\n"
     "    sys.argv = ['bitconvert', *arguments]\n"
@@ -430,7 +430,7 @@ def test_sigterm_leaves_nothing_half_written(ternary: Path, tmp_path: Path) -> N
         "import os, signal, sys\n"
         "from bitconvert.packing.safetensors_file import SafetensorsFile\n"
         "SafetensorsFile.write = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "from bitconvert.cli import main\n"
+        "from bitconvert.cli.main import main\n"
         "sys.argv = ['bitconvert', 'pack', '--format', 'safetensors',\n"
         f"            {str(ternary)!r}, '--output', {str(tmp_path)!r}]\n"
         "main()\n"

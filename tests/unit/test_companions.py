@@ -13,7 +13,8 @@ from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackReport, Silent
+from bitconvert.report.packing import PackReport
+from bitconvert.report.reporter import Silent
 from tests.models import write_model
 from tests.recording import Recorder
 

@@ -12,7 +12,7 @@ import pytest
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Data
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.data import (
     ShuffledWindows,
     Tokens,

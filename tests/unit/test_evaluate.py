@@ -30,7 +30,8 @@ from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import EvalReport, Perplexity, Silent
+from bitconvert.report.evaluation import EvalReport, Perplexity
+from bitconvert.report.reporter import Silent
 from tests.models import write_gguf, write_model
 
 CONTEXT = 64

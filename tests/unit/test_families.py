@@ -19,7 +19,8 @@ from bitconvert.models.gguf_source import load_gguf_model
 from bitconvert.models.gguf_types import F16
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, load_recipe
-from bitconvert.report import PackedFile, Silent
+from bitconvert.report.packing import PackedFile
+from bitconvert.report.reporter import Silent
 from bitconvert.training.warmup import warmup
 from tests.models import LLAMA3_ROPE, NASTY, VARIANTS, YARN, write_gguf, write_model
 from tests.recipes import FROM_THE_ORIGINAL

@@ -19,7 +19,7 @@ from bitconvert.packing import fill
 from bitconvert.packing.fill import in_order
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary import quantize
 from tests.packed import make_checkpoint
 
@@ -112,7 +112,7 @@ from pathlib import Path
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 torch.set_num_threads(1)
 pack(open_checkpoint(sys.argv[1]), Packing(formats=("tq2_0", "safetensors")), Path(sys.argv[2]), reporter=Silent())
 print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -25,7 +25,8 @@ from bitconvert.models.gguf_source import activation_blocks
 from bitconvert.models.gguf_types import Q4_K, Q6_K, register_q2_0
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackedFile, Silent
+from bitconvert.report.packing import PackedFile
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import bitlinears
 from bitconvert.ternary.quantize import ternarize
 from tests.unit.test_formats import i2_s_weights

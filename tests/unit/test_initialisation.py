@@ -16,7 +16,7 @@ from bitconvert.errors import BitconvertError
 from bitconvert.models.head import hidden_states
 from bitconvert.models.lineage import read_lineage
 from bitconvert.recipe import Recipe, Scaling, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import Lambda, bitlinears, insert_bitlinear, learn_scales
 from bitconvert.ternary.quantize import TernaryTensor, codes_of, scale_of, ternarize
 from bitconvert.ternary.schedule import lr_at

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from bitconvert import cli
+from bitconvert.cli import arguments
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.lineage import Lineage, read_lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Recipe, Scaling, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import Lambda, bitlinears
 from bitconvert.ternary.quantize import quantize_int8, ternarize
 from bitconvert.training.data import tokenize
@@ -220,7 +220,7 @@ def test_a_plan_counts_what_stays(smollm: Path) -> None:
 def test_formats_without_a_place_for_it_are_told_before_the_training(smollm: Path, option: str) -> None:
     told = Recorder()
     recipe = load_recipe(None, [option, "pack.formats=[tq2_0, i2_s]"])
-    cli._warn_of_formats(str(smollm), recipe, told)
+    arguments.warn_of_formats(str(smollm), recipe, told)
     (warning,) = told.warnings
     assert "i2_s cannot hold what this run makes" in warning
     assert "kept from being ternary" in warning

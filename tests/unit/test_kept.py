@@ -23,7 +23,7 @@ from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.packing.unpack import unpack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import bitlinears
 from tests.models import write_model
 from tests.packed import baked, make_checkpoint, pack_directory

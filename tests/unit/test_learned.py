@@ -15,7 +15,7 @@ from torch.nn import functional
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Scaling, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import BitLinear, Lambda, freeze_ternary, insert_bitlinear, learn_scales
 from bitconvert.ternary.quantize import codes_of, quantize_int8, scale_of
 from bitconvert.training.data import split_held_out, tokenize

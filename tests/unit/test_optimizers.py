@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bitconvert.errors import UsageError
 from bitconvert.recipe import Recipe, Scaling, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import insert_bitlinear
 from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.trainer import training_arguments

@@ -27,7 +27,8 @@ from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.pack import foresee_refusals, pack
 from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report import PackedFile, PackReport, Silent
+from bitconvert.report.packing import PackedFile, PackReport
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_model
 from tests.recording import Recorder

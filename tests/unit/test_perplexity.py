@@ -36,7 +36,8 @@ from bitconvert.evaluation.windows import (
     windows,
 )
 from bitconvert.models.tokenizers import load_tokenizer
-from bitconvert.report import Perplexity, Silent
+from bitconvert.report.evaluation import Perplexity
+from bitconvert.report.reporter import Silent
 from tests.recording import Recorder
 
 VOCABULARY = 160

@@ -15,7 +15,7 @@ from torch.profiler import profile
 from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training import plan as planning
 from bitconvert.training import trainer
 from bitconvert.training.distill import DistillationLoss, distillation_loss

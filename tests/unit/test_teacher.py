@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from bitconvert.errors import BitconvertError
 from bitconvert.recipe import Distillation
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training import teacher_cache
 from bitconvert.training.data import ShuffledWindows, Windows, cache_directory, model_key
 from bitconvert.training.distill import Target

@@ -26,7 +26,8 @@ from bitconvert.packing.pack import pack
 from bitconvert.packing.safetensors_file import SafetensorsFile
 from bitconvert.packing.unpack import unpack
 from bitconvert.recipe import Packing, Scaling, load_recipe
-from bitconvert.report import PackedFile, Silent, UnpackReport
+from bitconvert.report.packing import PackedFile, UnpackReport
+from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import bitlinears
 from bitconvert.ternary.quantize import ternarize
 from bitconvert.training.student import require_trainable

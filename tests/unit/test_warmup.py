@@ -23,7 +23,8 @@ from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.lineage import read_lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Recipe, load_recipe
-from bitconvert.report import Silent, WarmupReport
+from bitconvert.report.reporter import Silent
+from bitconvert.report.training import WarmupReport
 from bitconvert.ternary.bitlinear import bitlinears, insert_bitlinear
 from bitconvert.training.data import ShuffledWindows, Windows, tokenize
 from bitconvert.training.plan import plan_warmup
@@ -362,7 +363,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from bitconvert.recipe import load_recipe
-from bitconvert.report import Silent
+from bitconvert.report.reporter import Silent
 from bitconvert.training.warmup import warmup
 model, output, recipe, step, number = sys.argv[1:]
 class Fatal(Silent):

@@ -1,0 +1,62 @@
+"""What several commands share: arguments, names beside a model, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bitconvert.models.checkpoint import Checkpoint
+    from bitconvert.recipe import Recipe
+    from bitconvert.report.reporter import Reporter
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Model = Annotated[
+    str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
+]
+
+
+def print_json(report: Any) -> None:
+    """Print a command's result, a dataclass or a dictionary, as one JSON document."""
+    document = report if isinstance(report, dict) else asdict(report)
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def resolve(
+    recipe: str | None, data: list[str] | None, held_out: list[str] | None, overrides: list[str] | None
+) -> Recipe:
+    """The recipe with what the command line says on top."""
+    from bitconvert.recipe import load_recipe
+
+    texts = [f"data.sources={json.dumps(data)}"] if data else []
+    texts += [f"data.held_out={json.dumps(held_out)}"] if held_out else []
+    return load_recipe(recipe, [*texts, *(overrides or [])])
+
+
+def warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
+    """Say before a long run, not after it, which formats cannot hold what it makes."""
+    from bitconvert.models.checkpoint import open_checkpoint
+    from bitconvert.packing.pack import foresee_refusals
+    from bitconvert.training.keep import foreseen_kept
+
+    checkpoint = open_checkpoint(model)
+    checkpoint.keeping = foreseen_kept(checkpoint, recipe)
+    for name, reason in foresee_refusals(checkpoint, recipe.pack, recipe.scaling).items():
+        reporter.warn(f"{name} cannot hold what this run makes: {reason}")
+
+
+def beside_name(model: str) -> str:
+    """What is made of a model, and lies beside it, is called after this."""
+    path = Path(model).expanduser()
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", (path.resolve() if path.exists() else path).name)
+
+
+def beside(checkpoint: Checkpoint) -> Path:
+    """The directory that a model lies in, or this one where it lies in the hub's cache."""
+    return checkpoint.path.resolve().parent if Path(checkpoint.name).expanduser().exists() else Path()

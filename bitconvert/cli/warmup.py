@@ -1,0 +1,75 @@
+"""``bitconvert warmup``: train a model's linear layers down to {-1, 0, +1}."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitconvert.cli.arguments import Json, beside_name, print_json, resolve, warn_of_formats
+from bitconvert.errors import UsageError
+from bitconvert.models.location import locate
+
+if TYPE_CHECKING:
+    from bitconvert.recipe import Recipe
+
+
+def warmup(
+    model: Annotated[
+        str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to make. Default: NAME-ternary here.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model's linear layers down to {-1, 0, +1}."""
+    if resume:
+        output = output or _default_output(model)
+        model, resolved = _resumed(output, model, recipe, data, held_out, overrides)
+    else:
+        resolved = resolve(recipe, data, held_out, overrides)
+    if model is None:
+        raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
+    locate(model)
+    output = output or _default_output(model)
+
+    from bitconvert.training.warmup import warmup as run
+    from bitconvert.ui.progress import progress
+    from bitconvert.ui.warmup import show_warmup
+
+    with progress() as reporter:
+        warn_of_formats(model, resolved, reporter)
+        report = run(model, output, resolved, resume=resume, reporter=reporter)
+    print_json(report) if as_json else show_warmup(report)
+
+
+def _resumed(
+    output: Path,
+    model: str | None,
+    recipe: str | None,
+    data: list[str] | None,
+    held_out: list[str] | None,
+    overrides: list[str] | None,
+) -> tuple[str, Recipe]:
+    """The model and recipe to go on with: the run's own, unless the command line names (the same) ones again."""
+    from bitconvert.training.warmup import unfinished_run
+
+    begun_with, begun_recipe = unfinished_run(output)
+    if recipe or data or held_out or overrides:
+        return model or begun_with, resolve(recipe, data, held_out, overrides)
+    return model or begun_with, begun_recipe
+
+
+def _default_output(model: str | None) -> Path:
+    if model is None:
+        raise UsageError("--output is missing", "name the directory of the run")
+    return Path(f"{beside_name(model)}-ternary")

@@ -1,0 +1,107 @@
+"""What ``warmup`` and ``plan`` tell when they are done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WarmupReport:
+    """What ``bitconvert warmup`` made.
+
+    Attributes:
+        output: directory of the latent checkpoint.
+        steps: optimizer steps.
+        tokens: training tokens.
+        init_tokens: tokens that were looked at before the first step, to begin with better latents.
+        scaling: estimator and granularity, in words.
+        kept: linears that were kept from being ternary.
+        control: whether it was trained in full precision, for comparison.
+        original_ppl: of the original model on the held-out text.
+        rounded_ppl: of the original, rounded without training, with int8 activations.
+        held_out_ppl: of the result at λ = 1.
+        seconds: wall time of this run (since the resume, for a resumed one).
+    """
+
+    output: str
+    steps: int
+    tokens: int
+    init_tokens: int
+    scaling: str
+    kept: list[str]
+    control: bool
+    original_ppl: float
+    rounded_ppl: float
+    held_out_ppl: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a warmup takes on one device.
+
+    Attributes:
+        device: its name.
+        memory: bytes by kind when there are most of them: program, weights, teacher, codes, gradients, optimizer,
+            activations, allocator.
+        peak_bytes: all of them.
+        capacity_bytes: what the device has.
+        seconds: by kind of work; empty where a training does not fit, so that nothing could be measured.
+        total_seconds: all of them; None where there are none.
+        measured: whether the seconds come from this very device.
+        remedies: changes to the recipe with which it would fit, where it does not, each with its bytes.
+    """
+
+    device: str
+    memory: dict[str, int]
+    peak_bytes: int = field(init=False)
+    capacity_bytes: int
+    seconds: dict[str, float]
+    total_seconds: float | None = field(init=False)
+    measured: bool
+    remedies: dict[str, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "peak_bytes", sum(self.memory.values()))
+        object.__setattr__(self, "total_seconds", sum(self.seconds.values()) if self.seconds else None)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has that much memory."""
+        return self.peak_bytes <= self.capacity_bytes
+
+
+@dataclass(frozen=True)
+class WarmupPlan:
+    """What ``bitconvert plan`` foresees.
+
+    Attributes:
+        model: as the user named it.
+        architecture: model type.
+        parameters: of the whole model.
+        ternary_parameters: those that become ternary.
+        ternary_modules: how many linear layers that is.
+        steps: optimizer steps.
+        steps_by_phase: the same, before and after λ has reached 1.
+        tokens: training tokens, after rounding to whole steps.
+        accumulation: micro-batches per step on one device.
+        disk_bytes: of the checkpoints that exist at once, and the result.
+        forecasts: memory and time, for this machine and the GPUs asked for.
+        notes: what the numbers assume.
+        recipe: resolved, every option.
+    """
+
+    model: str
+    architecture: str
+    parameters: int
+    ternary_parameters: int
+    ternary_modules: int
+    steps: int
+    steps_by_phase: dict[str, int]
+    tokens: int
+    accumulation: int
+    disk_bytes: int
+    forecasts: list[Forecast]
+    notes: list[str]
+    recipe: dict[str, Any]
