@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitconvert.models.lineage import Lineage
-from bitconvert.packing.safetensors_file import TensorSpec
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.shards import Shards
 from bitconvert.recipe import Scaling
 from tests.models import VARIANTS

@@ -182,6 +182,9 @@ class Training(_Section):
         "auto",
         description="auto: bf16 autocast where GPU or CPU have instructions for it, else float32; latents are float32",
     )
+    shard: bool = Field(
+        False, description="with several processes: split weights, gradients and optimizer state over them (FSDP2)"
+    )
     activation_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile the student")
     seed: int = Field(0, ge=0)
@@ -244,17 +247,19 @@ class Recipe(_Section):
     data: Data = Data()
     pack: Packing = Packing()
 
-    def settled(self, parameters: int, *, is_ternary: bool) -> Recipe:
+    def settled(self, parameters: int, *, is_ternary: bool, is_sharded: bool = False) -> Recipe:
         """The recipe for one model, with each ``auto`` decided.
 
         Args:
             parameters: how many the model has.
             is_ternary: whether it is to be trained on as the ternary model that it is.
+            is_sharded: whether no process has the whole model, so that none can fit it.
         """
         tokens_a_parameter = self.training.tokens / parameters
         method, curve = self.init.method, self.lam.curve
         if method == "auto":
-            is_fitted = tokens_a_parameter < FIT_BELOW and curve in ("auto", "instant") and not is_ternary
+            is_begun_anew = curve in ("auto", "instant") and not is_ternary
+            is_fitted = tokens_a_parameter < FIT_BELOW and is_begun_anew and not is_sharded
             method = "blockwise" if is_fitted else "none"
         if curve == "auto":
             curve = "linear" if method == "none" and not is_ternary else "instant"

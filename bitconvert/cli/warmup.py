@@ -10,6 +10,7 @@ import typer
 from bitconvert.cli.arguments import Json, beside_name, print_json, resolve, warn_of_formats
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
+from bitconvert.ranks import is_main
 
 if TYPE_CHECKING:
     from bitconvert.recipe import Recipe
@@ -49,7 +50,8 @@ def warmup(
     with progress() as reporter:
         warn_of_formats(model, resolved, reporter)
         report = run(model, output, resolved, resume=resume, reporter=reporter)
-    print_json(report) if as_json else show_warmup(report)
+    if is_main():
+        print_json(report) if as_json else show_warmup(report)
 
 
 def _resumed(

@@ -148,12 +148,12 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        with _open_safetensors(self._files[name]) as tensors:
+        with open_safetensors(self._files[name]) as tensors:
             return tuple(tensors.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors names it (F32, BF16, U8 …), without reading it."""
-        with _open_safetensors(self._files[name]) as tensors:
+        with open_safetensors(self._files[name]) as tensors:
             return str(tensors.get_slice(name).get_dtype())
 
     def read(self, name: str) -> Tensor:
@@ -164,7 +164,7 @@ class Checkpoint:
         """
         if name not in self._files:
             raise BitconvertError(f"{self.name}: tensor {name} is missing", "download or pack the model again")
-        with _open_safetensors(self._files[name]) as tensors:
+        with open_safetensors(self._files[name]) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
         _check_finite(self.name, name, tensor)
         return tensor
@@ -325,15 +325,32 @@ class Checkpoint:
             BitconvertError: the latent weights are gone (packed, or baked without a word of it), or a weight is missing
                 or not finite.
         """
+        self._require_latents()
+        model = self._load_float()
+        for module in self._linears(model):
+            self._require_latent(f"{module}.weight", model.get_submodule(module).weight)  # type: ignore[arg-type]
+        return model
+
+    def read_latent(self, name: str) -> Tensor:
+        """Read one weight of ``load_latent``, for a model that is never whole in one process.
+
+        Raises:
+            BitconvertError: as ``load_latent``.
+        """
+        self._require_latents()
+        weight = self.read_weight(name)
+        if self._is_linear(name):
+            self._require_latent(name, weight)
+        return weight
+
+    def _require_latents(self) -> None:
         if self.kind == "packed":
             raise _no_latent_weights(f"{self.name}: its weights are packed ternary codes")
-        model = self._load_float()
+
+    def _require_latent(self, name: str, weight: Tensor) -> None:
         stored = gguf_source.activation_blocks(self.path) if self.kind == "gguf" else {}
-        for module in self._linears(model):
-            weight: Tensor = model.get_submodule(module).weight  # type: ignore[assignment]
-            if f"{module}.weight" in stored or (self.kind != "baked" and is_baked(weight)):
-                raise _no_latent_weights(f"{self.name}: tensor {module}.weight already is ternary (baked)")
-        return model
+        if name in stored or (self.kind != "baked" and is_baked(weight)):
+            raise _no_latent_weights(f"{self.name}: tensor {name} already is ternary (baked)")
 
     def load(self) -> PreTrainedModel:
         """The model as its file means it, in float32 and evaluation mode.
@@ -344,7 +361,7 @@ class Checkpoint:
         round them.
         """
         weights = self.weights()  # held against the configuration before there is a model of whatever size that says
-        model = self._without_weights()
+        model = self.without_weights()
         ternary = self._ternary_linears(model)
         insert_bitlinear(model, ternary, self.scaling, lam=self.lineage.lam if self.lineage else 1.0)
         for name, block in ternary.items():
@@ -363,10 +380,11 @@ class Checkpoint:
         model.train(False)
         return model
 
-    def _without_weights(self) -> PreTrainedModel:
+    def without_weights(self) -> PreTrainedModel:
         """The model with every parameter on the meta device; buffers, which are computed, are there."""
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = getattr(transformers, self.family.architecture)(copy.deepcopy(self.complete))
+        model.tie_weights()
         if self.kind != "gguf":
             self._set_generation_config(model)
         return model
@@ -540,7 +558,7 @@ def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
     weights = directory / _WEIGHTS
     if not weights.exists():
         raise _no_safetensors(directory)
-    with _open_safetensors(weights) as tensors:
+    with open_safetensors(weights) as tensors:
         yield from ((name, weights) for name in tensors.keys())  # noqa: SIM118 - not a dictionary
 
 
@@ -578,7 +596,7 @@ def _no_safetensors(directory: Path) -> BitconvertError:
 
 
 @contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def open_safetensors(path: Path) -> Iterator[Any]:
     """``safe_open`` whose errors name the file, those of a tensor that is not in it too."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -595,11 +613,11 @@ def read_rows(path: Path, name: str) -> Iterator[Tensor]:
     Raises:
         BitconvertError: it is not there, or the file is damaged.
     """
-    with _open_safetensors(path) as tensors:
+    with open_safetensors(path) as tensors:
         shape = tensors.get_slice(name).get_shape()
     step = max(1, _WEIGHTS_AT_ONCE // max(1, math.prod(shape[1:]))) if len(shape) > 1 else max([1, *shape])
     for begin in range(0, shape[0] if shape else 1, step):
-        with _open_safetensors(path) as tensors:
+        with open_safetensors(path) as tensors:
             rows = tensors.get_slice(name)[begin : begin + step] if shape else tensors.get_tensor(name)
         yield rows
 

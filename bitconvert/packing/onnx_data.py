@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bitconvert.packing.streamed_file import StreamedFile
+from bitconvert.models.streamed_file import StreamedFile
 
 Stored = tuple[int, tuple[int, ...]]
 """Type (of ``TensorProto``) and shape."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.directory import copy_companions, require_replaceable, write_config
 from bitconvert.packing.formats.directory import PLAIN_DTYPE, DirectoryFormat
 from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
-from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.packing.shards import Shards
 from bitconvert.packing.source import SourceTensor, packed_file
 from bitconvert.report.packing import PackedFile, PackedTensor

@@ -13,7 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from bitconvert.models.checkpoint import read_rows
-from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
+from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
 
 _FILES = "model{suffix}.safetensors"
 _INDEX = "model.safetensors.index.json"

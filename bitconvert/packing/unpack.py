@@ -19,10 +19,10 @@ from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.baked import BAKED_FILE, Baked
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.directory import copy_companions, write_config
 from bitconvert.packing.formats import formats_that_hold
 from bitconvert.packing.readback import ReadBack
-from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.source import SourceTensor, meant_tensors, read_ternary, with_progress
 from bitconvert.recipe import Scaling
 from bitconvert.report.packing import UnpackReport

@@ -150,7 +150,8 @@ class BitLinear(nn.Linear):
     def refresh(self) -> None:
         """Estimate the scale again if the weight has changed.
 
-        A change that leaves ``weight._version`` as it is goes unnoticed: by ``weight.data``, by a fused optimizer.
+        A change that leaves ``weight._version`` as it is goes unnoticed, by ``weight.data``, by a fused optimizer, by
+        gathering shards: ``forget`` after it.
         """
         of, version = self._estimated_of
         if (
@@ -162,6 +163,10 @@ class BitLinear(nn.Linear):
         scale = scale_of(self.weight, self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
         self._estimated_of = weakref.ref(self.weight), self.weight._version
+
+    def forget(self) -> None:
+        """Take the weight for changed."""
+        self._estimated_of = _nothing, 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
@@ -239,6 +244,12 @@ def refresh(model: nn.Module) -> None:
     """Estimate the scales of a model's weights that have changed, as an eager forward pass does by itself."""
     for module in bitlinears(model):
         module.refresh()
+
+
+def forget_scales(model: nn.Module) -> None:
+    """Have the scales of a model's weights estimated again at the next forward pass."""
+    for module in bitlinears(model):
+        module.forget()
 
 
 def freeze_ternary(model: nn.Module) -> None:

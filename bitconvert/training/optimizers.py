@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers import Adafactor, PreTrainedModel
 
 from bitconvert.recipe import Optimizer as Options
+from bitconvert.ternary.bitlinear import forget_scales
 
 _Groups = list[dict[str, Any]]
 
@@ -20,8 +21,8 @@ _Groups = list[dict[str, Any]]
 def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
     """The recipe's optimizer of a model, in three groups: hidden matrices, other matrices, vectors (norms, biases).
 
-    Rate and decay of each group are set anew before every step; of a group, ``decays`` says whether
-    it does: matrices do, vectors do not.
+    Rate and decay of each group are set anew before every step. Where ``decays`` says so, a group decays: matrices do,
+    vectors do not.
     """
     hidden = _hidden_matrices(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -31,7 +32,7 @@ def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
         {"params": [p for p in trained if p.ndim < 2], "decays": False},
     ]
     optimizer = _MAKERS[options.name](groups, options)
-    optimizer.register_step_post_hook(_tell_that_weights_changed)
+    optimizer.register_step_post_hook(lambda *_: forget_scales(model))  # fused kernels write unseen by torch
     return optimizer
 
 
@@ -93,12 +94,6 @@ class _Together(Optimizer):
         for part in self._parts:
             part.state = self.state
             part.param_groups = list(islice(groups, len(part.param_groups)))
-
-
-def _tell_that_weights_changed(optimizer: Optimizer, *_: object) -> None:
-    """Fused kernels, and those of bitsandbytes, write unseen by torch: a scale that is kept would never be renewed."""
-    for group in optimizer.param_groups:
-        torch.autograd.graph.increment_version(group["params"])
 
 
 _MAKERS: dict[str, Callable[[_Groups, Options], Optimizer]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -11,6 +12,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
+from bitconvert.training.sharding import fill, is_sharded, require_shardable, shard
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -20,6 +22,8 @@ def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
         BitconvertError: it is ternary already, and the recipe would not train it on as that.
         UsageError: its context is shorter than the recipe's windows, or a row does not divide into the recipe's groups.
     """
+    if is_sharded(recipe):
+        require_shardable(recipe)
     if is_trained_on(checkpoint):
         _require_trained_on(checkpoint, recipe)
     checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
@@ -35,7 +39,7 @@ def is_trained_on(checkpoint: Checkpoint) -> bool:
 def settle(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     """What a recipe says of a model, with each ``auto`` decided."""
     parameters = sum(parameter.numel() for parameter in checkpoint.skeleton().parameters())
-    return recipe.settled(parameters, is_ternary=is_trained_on(checkpoint))
+    return recipe.settled(parameters, is_ternary=is_trained_on(checkpoint), is_sharded=is_sharded(recipe))
 
 
 def _require_groups(checkpoint: Checkpoint, size: int) -> None:
@@ -85,6 +89,16 @@ def _require_trained_on(checkpoint: Checkpoint, recipe: Recipe) -> None:
 def _option(recipe: Recipe, key: str) -> object:
     """A recipe's option by its dotted name."""
     return reduce(getattr, key.split("."), recipe)
+
+
+def split_student(checkpoint: Checkpoint, recipe: Recipe, device: torch.device) -> tuple[PreTrainedModel, Lambda]:
+    """A model with its BitLinears, of which each process reads and keeps its part alone, and their λ."""
+    model = checkpoint.without_weights()
+    lam = make_student(model, checkpoint, recipe)
+    lam.to(device)
+    shard(model, device)
+    fill(model, checkpoint.read_latent, device, torch.float32)
+    return model, lam
 
 
 def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe) -> Lambda:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +29,15 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.head import head_of, hidden_states
+from bitconvert.ranks import is_main, world_size
 from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
-from bitconvert.training.distill import distillation_loss
+from bitconvert.training.distill import DistillationLoss, distillation_loss
 from bitconvert.training.optimizers import make_optimizer
+from bitconvert.training.sharding import is_sharded, is_split, reshard
+from bitconvert.training.state import load_optimizer, load_weights, save_state
 from bitconvert.training.teacher import Teacher
 
 _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
@@ -43,6 +45,7 @@ _CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 _SURPASSED = "better than the original on held-out text: the text alone teaches now"
 _FELL_BEHIND = "no longer better than the original on held-out text: it teaches again"
 
+_PATIENCE_SECONDS = 24 * 3600  # that processes wait while one of them tokenizes, or asks the original for its cache
 _LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or NaN, has diverged
 
 CHECKPOINTS = "checkpoints"
@@ -86,6 +89,7 @@ class WarmupTrainer(Trainer):
         self.model_accepts_loss_kwargs = (
             True  # our loss divides by num_items_in_batch, so Trainer must not divide again
         )
+        self.is_distributed_loading_by_transformers = is_split(student)  # then Trainer has nothing to wrap
         self.lam = lam
         self.recipe = recipe
         self.reporter = reporter
@@ -125,14 +129,19 @@ class WarmupTrainer(Trainer):
         """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
         tokens = inputs["input_ids"]
         options = self._terms if model.training else _CROSS_ENTROPY
-        items = num_items_in_batch or tokens[:, 1:].numel()
+        items = num_items_in_batch if model.training and num_items_in_batch else tokens[:, 1:].numel()
         target = self._teacher.target(inputs) if self._teacher and options.asks_the_original else None
-        with self.accelerator.autocast():
+
+        def loss_of_student() -> DistillationLoss:
             hidden = hidden_states(self._student, tokens)
-            loss, kl, ce = distillation_loss(hidden, head_of(self._student), target, tokens, options, items)
+            return distillation_loss(hidden, head_of(self._student), target, tokens, options, items)
+
+        with self.accelerator.autocast(), _forward_of(self._student, loss_of_student):
+            loss, kl, ce = model()
         parts = {"kl": kl, "ce": ce}
         if model.training:
             self._parts = {name: self._parts.get(name, 0.0) + part for name, part in parts.items()}
+            loss = loss * self.args.world_size  # gradients are averaged over the processes, and items are those of all
         return (loss, {}) if return_outputs else loss
 
     @property
@@ -141,10 +150,23 @@ class WarmupTrainer(Trainer):
         is_better = self._held_out_ppl < self._original_ppl
         return self._text_alone if is_better and self._distill.ce and self._distill.until_surpassed else self._distill
 
-    def stop_if_diverged(self) -> None:
-        """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step."""
-        if not math.isfinite(float(sum(self._parts.values()))):
+    def end_step(self) -> bool:
+        """Refuse to go on, or to save, after a loss that is not finite. One look per optimizer step, of all processes.
+
+        Returns:
+            Whether any of them was asked to stop.
+        """
+        loss, stops = self._of_all(float(sum(self._parts.values())), float(self.stop_requested))
+        if not math.isfinite(loss):
             raise self._diverged()
+        return stops > 0
+
+    def _of_all(self, *numbers: float) -> list[float]:
+        """Sums over all processes."""
+        if self.args.world_size == 1:
+            return list(numbers)
+        mine = torch.tensor(numbers, device=self.args.device)
+        return cast(Tensor, self.accelerator.reduce(mine, "sum")).tolist()
 
     def _diverged(self) -> BitconvertError:
         return BitconvertError(
@@ -162,7 +184,15 @@ class WarmupTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Measure the model that will be packed: λ = 1, whatever the training is at."""
         with self.lam.at(1.0), self._clock_stopped():
+            return self._measure(*args, **kwargs)
+
+    def _measure(self, *args: Any, **kwargs: Any) -> Any:
+        try:
             return super().evaluation_loop(*args, **kwargs)
+        finally:
+            reshard(self._student)
+            if not self.is_in_train:  # or accelerate takes it for one that has been made ready to be trained
+                vars(self._student)["_is_accelerate_prepared"] = False
 
     def ternary_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 1."""
@@ -171,8 +201,7 @@ class WarmupTrainer(Trainer):
     def latent_ppl(self) -> float:
         """Perplexity of the model on the held-out windows at λ = 0: before training, that of the original."""
         with self.lam.at(0.0):
-            metrics = super().evaluation_loop(self.get_eval_dataloader(), "held out", True).metrics
-        return self._ppl((metrics or {})["eval_loss"])
+            return self._ppl(self._measure(self.get_eval_dataloader(), "held out", True).metrics["eval_loss"])
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
@@ -202,27 +231,48 @@ class WarmupTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's own checkpoint, written aside and renamed: one that has its name is whole."""
-        name = f"checkpoint-{self.state.global_step}"
-        final = self._checkpoints / name
+        final = self._checkpoints / f"checkpoint-{self.state.global_step}"
         with (
             disk_full_names(final),
             self._clock_stopped(),
             self._output_moved_to(final.parent / "unfinished") as staging,
         ):
             super()._save_checkpoint(model, trial)
-        sync_tree(staging / name)
-        (staging / name).replace(final)
-        staging.rmdir()
+        self.accelerator.wait_for_everyone()  # each process has written a file of its own
+        if is_main():
+            self._take_place(staging / final.name, final)
+        self.accelerator.wait_for_everyone()
+
+    def _take_place(self, unfinished: Path, final: Path) -> None:
+        sync_tree(unfinished)
+        unfinished.replace(final)
+        unfinished.parent.rmdir()
         rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
 
     @contextmanager
     def _output_moved_to(self, directory: Path) -> Iterator[Path]:
-        shutil.rmtree(directory, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(directory, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         before, self.args.output_dir = self.args.output_dir, str(directory)
         try:
             yield directory
         finally:
             self.args.output_dir = before
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing of its own: weights are saved with the optimizer's state."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """All that is trained. Rates are functions of the progress, so there is no scheduler to save."""
+        save_state(self._student, self._optimizer, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self._student, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(self._student, self._optimizer, Path(checkpoint))
 
     # ---- metrics --------------------------------------------------------------------------------------------------
 
@@ -243,8 +293,9 @@ class WarmupTrainer(Trainer):
         line.pop("epoch", None)
         was_taught = self._terms.asks_the_original
         self._compare(line)
-        with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if is_main():
+            with self._metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
         if self._terms.asks_the_original != was_taught:
             self.reporter.note(_SURPASSED if was_taught else _FELL_BEHIND)
@@ -267,8 +318,10 @@ class WarmupTrainer(Trainer):
         if self._metrics_file.exists():
             lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            with atomic_file(self._metrics_file) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+            self.accelerator.wait_for_everyone()  # until all have read it
+            if is_main():
+                with atomic_file(self._metrics_file) as temporary:
+                    temporary.write_text("".join(kept), encoding="utf-8")
             for line in kept:
                 self._compare(json.loads(line))
 
@@ -281,7 +334,8 @@ class WarmupTrainer(Trainer):
         now, step = time.monotonic(), self.state.global_step
         before, last_step = self._last_log
         steps = max(1, step - last_step)
-        parts = {name: float(total) / steps for name, total in self._parts.items()}
+        sums = self._of_all(*map(float, self._parts.values()))
+        parts = {name: total / steps for name, total in zip(self._parts, sums, strict=True)}
         self._parts = dict.fromkeys(self._parts, 0.0)
         self._last_log = now, step
         group = self._optimizer.param_groups[0]
@@ -323,10 +377,22 @@ class _Progress(TrainerCallback):
         self._trainer.set_progress(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer.stop_if_diverged()
-        if self._trainer.stop_requested:
+        if self._trainer.end_step():
             control.should_save = True
             control.should_training_stop = True
+
+
+@contextmanager
+def _forward_of(model: PreTrainedModel, function: Callable[[], DistillationLoss]) -> Iterator[None]:
+    """Let calling a model call a function: DDP and FSDP2 look after weights only while their module's forward runs."""
+    before = model.__dict__.get("forward")
+    model.forward = function
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 class _KeepRate(torch.optim.lr_scheduler.LRScheduler):
@@ -356,14 +422,19 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         bf16: whether to compute in bf16, whatever this machine is good at; None for what the recipe means on it.
 
     Raises:
-        UsageError: it is one of several processes, asks for bf16 in vain, or lacks a compiler or the package of its
+        UsageError: its batch does not divide among the processes, or it lacks a compiler or the package of its
             optimizer or of a tracker.
     """
-    options = recipe.training
+    options, processes = recipe.training, world_size()
     if recipe.optimizer.name == "adamw8bit":
         _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("warmup trains in one process, on one device, so far", "start it without a launcher")
+    if options.accumulation % processes:
+        raise UsageError(
+            f"training.batch_size: {options.batch_size} windows do not divide into micro-batches of "
+            f"{options.micro_batch_size} for {processes} processes",
+            f"--set training.batch_size={_next_multiple(options.batch_size, options.micro_batch_size * processes)}, "
+            "or smaller micro-batches, or fewer processes",
+        )
     if options.compile:
         _require_compiler()
     if bf16 is None:
@@ -375,10 +446,14 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         max_steps=options.steps,
         per_device_train_batch_size=options.micro_batch_size,
         per_device_eval_batch_size=options.micro_batch_size,
-        gradient_accumulation_steps=options.accumulation,
+        gradient_accumulation_steps=options.accumulation // processes,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": is_sharded(recipe)}},  # or all is whole
         max_grad_norm=recipe.optimizer.max_grad_norm,
         bf16=bf16,
-        use_cpu=bf16 and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
+        use_cpu=(bf16 or processes > 1) and not torch.cuda.is_available(),  # else Trainer refuses bf16 without a GPU
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        ddp_timeout=_PATIENCE_SECONDS,
         train_sampling_strategy="sequential",
         logging_strategy="steps",
         logging_steps=options.log_every,
@@ -399,6 +474,10 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else Trainer splits each batch over all GPUs it sees, whose losses do not add up to ours
     return arguments
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def _require(package: str, wanted_by: str) -> None:

@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
@@ -28,10 +29,11 @@ from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage
 from bitconvert.models.record import read_record, save_record
+from bitconvert.ranks import is_main
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.report.training import WarmupReport
-from bitconvert.ternary.bitlinear import settle_scales
+from bitconvert.ternary.bitlinear import Lambda, settle_scales
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -48,8 +50,10 @@ from bitconvert.training.data import (
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.plot import plot_metrics
-from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle
-from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
+from bitconvert.training.sharding import is_sharded, is_split
+from bitconvert.training.state import WEIGHTS
+from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle, split_student
+from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype, split_original
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.trainer import (
     METRICS,
@@ -72,7 +76,8 @@ class Interrupted(BitconvertError):
 def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, reporter: Reporter) -> WarmupReport:
     """Train a model's linear layers down to {-1, 0, +1}.
 
-    While it runs, everything lies in ``OUTPUT.partial``; ``output`` appears by rename when the model is done.
+    While it runs, everything lies in ``OUTPUT.partial``; ``output`` appears by rename when the model is done. Under
+    ``torchrun`` or ``accelerate launch`` every process calls this, and the main one writes.
 
     Args:
         model: hub id, Hugging Face directory or GGUF file of the original; a latent or baked checkpoint only with a
@@ -88,52 +93,69 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     """
     started = time.monotonic()
     keep_freed_memory()
-    with _only_run_in(partial_directory(output)) as run_directory:
-        _begin_or_resume(run_directory, output, model, recipe, resume)
+    run_directory = partial_directory(output)
+    arguments = training_arguments(recipe, run_directory)
+    with _only_run_in(run_directory):
+        with arguments.main_process_first(local=False):
+            if is_main():
+                _begin_or_resume(run_directory, output, model, recipe, resume)
         with _failures_tidied(run_directory, resume), _memory_errors_named():
-            return _run(model, output, recipe, run_directory, reporter, started)
+            return _run(model, output, recipe, arguments, run_directory, reporter, started)
 
 
 def _run(
-    model: str, output: Path, recipe: Recipe, run_directory: Path, reporter: Reporter, started: float
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    run_directory: Path,
+    reporter: Reporter,
+    started: float,
 ) -> WarmupReport:
     set_seed(recipe.training.seed)
-    arguments = training_arguments(recipe, run_directory)
     reporter.stage(f"loading {model}")
     checkpoint = open_checkpoint(model)
     recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     tokenizer = checkpoint.tokenizer()
-    student = checkpoint.load_latent()
+    original = None if is_sharded(recipe) else checkpoint.load_latent()
 
-    tokens = _training_tokens(student, tokenizer, recipe, reporter)
-    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+    with arguments.main_process_first():  # what it keeps on disk, the others find there
+        tokens = _training_tokens(original, tokenizer, recipe, reporter)
+        windows, held_out = _split(tokens, tokenizer, recipe, reporter)
     order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
-    teacher, taught = _teacher(student, order, tokens, arguments, recipe, reporter)
-    kept = _kept(student, checkpoint, order, arguments, recipe, run_directory, reporter)
+    teacher, taught = _teacher(original, checkpoint, order, tokens, arguments, recipe, reporter)
+    with arguments.main_process_first(local=False):
+        kept = _kept(original, checkpoint, order, arguments, recipe, run_directory, reporter)
     checkpoint.keeping = kept.modules
-    lam = make_student(student, checkpoint, recipe)
+    student, lam = _student(original, checkpoint, recipe, arguments)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
 
     reporter.stage(f"saving {output}")
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
-    settle_scales(student)
-    lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
-    _save(student, tokenizer, lineage, report, recipe, run_directory, output)
+    trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
+    if is_main():
+        lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
+        finished = _finished(student, checkpoint, run_directory)
+        _save(finished, tokenizer, lineage, report, recipe, run_directory, output)
+    trainer.accelerator.wait_for_everyone()
     return report
 
 
 @contextmanager
-def _only_run_in(run_directory: Path) -> Iterator[Path]:
+def _only_run_in(run_directory: Path) -> Iterator[None]:
     """Keep other processes out of a run's directory.
 
     Raises:
         UsageError: another process is at work there.
         BitconvertError: there is no place for the lock.
     """
+    if not is_main():
+        yield
+        return
     lock = cache_directory() / "locks" / hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +166,7 @@ def _only_run_in(run_directory: Path) -> Iterator[Path]:
         ) from error
     try:
         with FileLock(lock, timeout=0):
-            yield run_directory
+            yield
     except Timeout as error:
         raise UsageError(
             f"{run_directory}: another process is training there", "wait for it, or choose another --output"
@@ -157,7 +179,7 @@ def _failures_tidied(run_directory: Path, resume: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not resume and last_checkpoint(run_directory) is None:
+        if is_main() and not resume and last_checkpoint(run_directory) is None:
             shutil.rmtree(run_directory)
         raise
 
@@ -222,8 +244,18 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
 
 
+def _student(
+    original: PreTrainedModel | None, checkpoint: Checkpoint, recipe: Recipe, arguments: TrainingArguments
+) -> tuple[PreTrainedModel, Lambda]:
+    """The model with its BitLinears, and their λ."""
+    if original is None:
+        return split_student(checkpoint, recipe, arguments.device)
+    return original, make_student(original, checkpoint, recipe)
+
+
 def _teacher(
-    original: PreTrainedModel,
+    original: PreTrainedModel | None,
+    checkpoint: Checkpoint,
     order: ShuffledWindows,
     tokens: Tokens,
     arguments: TrainingArguments,
@@ -235,20 +267,22 @@ def _teacher(
     dtype = products_dtype(arguments)
 
     def live() -> LiveTeacher:
-        return LiveTeacher(copy.deepcopy(original), options, arguments.device, dtype)
+        frozen = copy.deepcopy(original) if original else split_original(checkpoint, arguments.device, dtype)
+        return LiveTeacher(frozen, options, arguments.device, dtype)
 
     if not has_teacher(recipe):
         return None, order
-    if not options.cache:
+    if not options.cache or original is None:
         return live(), order
     key = f"{model_key(original)} {tokens.key} {dtype}"
     taught = TaughtWindows(order, key, original.config.vocab_size, options.cache_top_k, options.temperature)
-    taught.fill(live, recipe.training.micro_batch_size, reporter)
+    with arguments.main_process_first():
+        taught.fill(live, recipe.training.micro_batch_size, reporter)
     return CachedTeacher(), taught
 
 
 def _kept(
-    original: PreTrainedModel,
+    original: PreTrainedModel | None,
     checkpoint: Checkpoint,
     order: ShuffledWindows,
     arguments: TrainingArguments,
@@ -257,7 +291,7 @@ def _kept(
     reporter: Reporter,
 ) -> Kept:
     """Which linears stay plain: chosen once, since a resumed run must go on with the same."""
-    if recipe.control or not recipe.keep.budget:
+    if recipe.control or not recipe.keep.budget or original is None:
         return Kept(modules=checkpoint.kept)
     record = run_directory / _KEPT
     if chosen := read_record(record, Kept, f"remove {run_directory} and start again"):
@@ -272,9 +306,9 @@ def _kept(
 
 
 def _training_tokens(
-    original: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+    original: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
 ) -> Tokens:
-    if recipe.data.sources:
+    if recipe.data.sources or original is None:
         return tokenize(recipe.data.sources, tokenizer, reporter)
     reporter.warn("no --data: training on text sampled from the original model (its own distribution, not yours)")
     return sample_tokens(original, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
@@ -392,6 +426,18 @@ def _report(
         held_out_ppl=trainer.ternary_ppl(),
         seconds=seconds,
     )
+
+
+def _finished(student: PreTrainedModel, checkpoint: Checkpoint, run_directory: Path) -> PreTrainedModel:
+    """The trained model as it is to be saved; one that is split comes back from its last checkpoint, page by page."""
+    if not is_split(student):
+        settle_scales(student)
+        return student
+    model, newest = checkpoint.without_weights(), last_checkpoint(run_directory)
+    assert newest is not None  # the last step has written it
+    model.load_state_dict(load_file(newest / WEIGHTS), strict=False, assign=True)  # a tied head is not in it
+    model.tie_weights()
+    return model
 
 
 def _save(

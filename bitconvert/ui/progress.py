@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bitconvert.report.reporter import Reporter
+from bitconvert.ranks import is_main
+from bitconvert.report.reporter import Reporter, Silent
 from bitconvert.ui.console import in_hours, in_ppl, stderr
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
@@ -20,7 +21,10 @@ _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 @contextmanager
 def progress() -> Iterator[Reporter]:
-    """A Reporter on stderr: a live display on a terminal, plain lines elsewhere."""
+    """A Reporter on stderr: a live display on a terminal, plain lines elsewhere; of several processes one speaks."""
+    if not is_main():
+        yield Silent()
+        return
     if not stderr.is_terminal:
         yield PlainReporter()
         return

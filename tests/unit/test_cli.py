@@ -428,7 +428,7 @@ def test_sigterm_leaves_nothing_half_written(ternary: Path, tmp_path: Path) -> N
     """The signal comes while tensors are written: a handler of the test sends it from inside."""
     code = (
         "import os, signal, sys\n"
-        "from bitconvert.packing.safetensors_file import SafetensorsFile\n"
+        "from bitconvert.models.safetensors_file import SafetensorsFile\n"
         "SafetensorsFile.write = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "from bitconvert.cli.main import main\n"
         "sys.argv = ['bitconvert', 'pack', '--format', 'safetensors',\n"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.inspect import inspect
 from bitconvert.models.checkpoint import open_checkpoint
-from bitconvert.packing.safetensors_file import TensorSpec
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.shards import Shards
 from bitconvert.ternary.bitlinear import bitlinears
 from tests.packed import baked, make_checkpoint, pack_directory, ternary_weights

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_types
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.formats import FALLBACKS, FORMATS, GgufFormat, formats_that_hold
 from bitconvert.packing.formats.base import block_scales, with_stored_scale
 from bitconvert.packing.formats.directory import DirectoryFormat
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
-from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.quantize import TernaryTensor, scale_shape, ternarize
 

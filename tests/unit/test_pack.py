@@ -21,11 +21,11 @@ from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.gguf_types import register_q2_0
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
+from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.formats.hf_bitnet import HfBitnet
 from bitconvert.packing.gguf.container import GgufContainer
 from bitconvert.packing.pack import foresee_refusals, pack
-from bitconvert.packing.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report.packing import PackedFile, PackReport
 from bitconvert.report.reporter import Silent

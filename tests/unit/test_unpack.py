@@ -21,9 +21,9 @@ from bitconvert.models.gguf_types import Q2_0, TQ1_0, TQ2_0, GgufType, register_
 from bitconvert.models.latent import ONLINE_BITNET, claims_bitnet
 from bitconvert.models.lineage import Lineage
 from bitconvert.models.packed import unpack_bitnet
+from bitconvert.models.safetensors_file import SafetensorsFile
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.pack import pack
-from bitconvert.packing.safetensors_file import SafetensorsFile
 from bitconvert.packing.unpack import unpack
 from bitconvert.recipe import Packing, Scaling, load_recipe
 from bitconvert.report.packing import PackedFile, UnpackReport

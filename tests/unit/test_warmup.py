@@ -611,14 +611,6 @@ def test_a_run_has_its_directory_for_itself(smollm: Path, story: Path, tmp_path:
     assert meddling.refusals > 2
 
 
-def test_several_processes_are_refused(
-    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="one process, on one device"):
-        warmup(str(smollm), tmp_path / "out", small(story), reporter=Silent())
-
-
 def test_a_tracker_that_is_not_installed_is_named(smollm: Path, story: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("trackio"):
         pytest.skip("trackio is installed")

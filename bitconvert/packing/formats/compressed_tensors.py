@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.formats.directory import PLAIN_DTYPE, DirectoryFormat
-from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.quantize import TernaryTensor
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.formats.base import Format
-from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.quantize import TernaryTensor
 

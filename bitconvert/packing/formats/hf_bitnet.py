@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitconvert.models.safetensors_file import TensorSpec
 from bitconvert.packing.formats.directory import PLAIN_DTYPE, DirectoryFormat
-from bitconvert.packing.safetensors_file import TensorSpec
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.quantize import TernaryTensor
 

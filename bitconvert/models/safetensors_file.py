@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitconvert.packing.streamed_file import StreamedFile
+from bitconvert.models.streamed_file import StreamedFile
 
 _NAMES = {
     torch.float32: "F32",
@@ -48,16 +48,18 @@ class SafetensorsFile(StreamedFile):
     Args:
         path: of the file; an existing one is overwritten.
         specs: dtype and shape of every tensor.
+        metadata: texts that the header holds besides.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(path, {name: spec.nbytes for name, spec in specs.items()})
         self._specs = specs
         self._offsets = _offsets(specs)
+        self._metadata = {"format": "pt", **(metadata or {})}  # transformers insists on the format
 
     def __enter__(self) -> Self:
         super().__enter__()
-        header = _header(self._specs, self._offsets)
+        header = _header(self._specs, self._offsets, self._metadata)
         self._file.write(header)
         self._data_start = len(header)
         return self
@@ -80,8 +82,8 @@ def _offsets(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
     return offsets
 
 
-def _header(specs: Mapping[str, TensorSpec], offsets: Mapping[str, int]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers insists on the format
+def _header(specs: Mapping[str, TensorSpec], offsets: Mapping[str, int], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": metadata}
     for name, begin in offsets.items():
         spec = specs[name]
         entries[name] = {
