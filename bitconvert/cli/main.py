@@ -23,6 +23,7 @@ from bitconvert.cli.recipes import recipes
 from bitconvert.cli.unpack import unpack
 from bitconvert.cli.warmup import warmup
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.ranks import is_main
 
 app = typer.Typer(
     add_completion=False,
@@ -103,7 +104,8 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 def _fail(error: BitconvertError) -> NoReturn:
     from bitconvert.ui.console import show_error
 
-    show_error(error)
+    if is_main() or error.exit_code <= _NO_COMMAND:  # interrupted are all processes together
+        show_error(error)
     sys.exit(error.exit_code)
 
 
