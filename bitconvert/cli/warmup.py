@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +32,10 @@ def warmup(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
     ] = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", help="Write metrics to tensorboard, trackio or wandb too. Repeatable."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -40,14 +47,16 @@ def warmup(
         resolved = resolve(recipe, data, held_out, overrides)
     if model is None:
         raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
+    resolved = _tracked(resolved, trackers)
     locate(model)
     output = output or _default_output(model)
 
-    from bitconvert.training.warmup import warmup as run
     from bitconvert.ui.progress import progress
     from bitconvert.ui.warmup import show_warmup
 
-    with progress() as reporter:
+    with progress() as reporter, redirect_stdout(sys.stderr):  # trackers print, and transformers tells of wandb
+        from bitconvert.training.warmup import warmup as run
+
         warn_of_formats(model, resolved, reporter)
         report = run(model, output, resolved, resume=resume, reporter=reporter)
     if is_main():
@@ -63,12 +72,23 @@ def _resumed(
     overrides: list[str] | None,
 ) -> tuple[str, Recipe]:
     """The model and recipe to go on with: the run's own, unless the command line names (the same) ones again."""
-    from bitconvert.training.warmup import unfinished_run
+    with redirect_stdout(sys.stderr):  # see above
+        from bitconvert.training.warmup import unfinished_run
 
     begun_with, begun_recipe = unfinished_run(output)
     if recipe or data or held_out or overrides:
         return model or begun_with, resolve(recipe, data, held_out, overrides)
     return model or begun_with, begun_recipe
+
+
+def _tracked(recipe: Recipe, trackers: list[str] | None) -> Recipe:
+    """The recipe with these trackers beside its own."""
+    from bitconvert.recipe import load_recipe
+
+    if not trackers:
+        return recipe
+    all_ = list(dict.fromkeys([*recipe.training.trackers, *trackers]))
+    return load_recipe(None, [f"training.trackers={json.dumps(all_)}"], beneath=recipe)
 
 
 def _default_output(model: str | None) -> Path:

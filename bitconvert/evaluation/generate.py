@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.arguments import check_generation
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
-from bitconvert.models.generation import without_own_defaults
+from bitconvert.models.generation import continuations
 from bitconvert.report.evaluation import GenerateReport
 from bitconvert.report.reporter import Reporter, Silent
 
@@ -100,30 +99,10 @@ def _by_torch(checkpoint: Checkpoint, wish: _Wish) -> str:
     room = _room(checkpoint, ids.shape[1], wish.max_tokens)
     if ids.shape[1] == 0:
         raise UsageError("the prompt is empty, and this model has no BOS to begin with", "give a --prompt")
-    ends = _ends(loaded)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=room - ids.shape[1],
-        do_sample=wish.temperature > 0,
-        temperature=wish.temperature or None,
-        top_k=0,
-        eos_token_id=ends or None,
-        pad_token_id=ends[0] if ends else 0,  # asked for, though one text needs no padding
+    (written,) = continuations(
+        loaded.model, loaded.tokenizer, ids, room - ids.shape[1], temperature=wish.temperature, seed=wish.seed
     )
-    write: Any = loaded.model.generate
-    with torch.random.fork_rng(), torch.inference_mode(), without_own_defaults(loaded.model):
-        torch.manual_seed(wish.seed)
-        both = write(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0].tolist()
-    written = both[ids.shape[1] :]
-    if written[-1] in ends:  # not every model marks it as special
-        written.pop()
-    return str(loaded.tokenizer.decode(written, skip_special_tokens=True))
-
-
-def _ends(loaded: TorchModel) -> list[int]:
-    """Ids that end a text: the model may name several, the tokenizer one."""
-    named = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
-    ends = named if isinstance(named, list) else [named]
-    return sorted({end for end in (*ends, loaded.tokenizer.eos_token_id) if end is not None})
+    return written
 
 
 def _room(checkpoint: Checkpoint, prompt_tokens: int, max_tokens: int) -> int:

@@ -13,7 +13,15 @@ from torch.nn import functional
 
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.products import StraightThroughLinear, product_dtype
-from bitconvert.ternary.quantize import SMALLEST_SCALE, quantize_int8, rounded, scale_of, ternarize
+from bitconvert.ternary.quantize import (
+    SMALLEST_SCALE,
+    TernaryTensor,
+    codes_of,
+    quantize_int8,
+    rounded,
+    scale_of,
+    ternarize,
+)
 
 
 class Lambda(nn.Module):
@@ -189,6 +197,16 @@ class BitLinear(nn.Linear):
         if self.learned_scale is not None and scale is not None:
             self.weight.copy_(rounded(self.weight, scale))
             self.learned_scale = None
+
+    @torch.no_grad()
+    def ternary_rows(self, step: int) -> TernaryTensor:
+        """Every ``step``-th row, from the first on, as the whole weight's scale rounds it now."""
+        self.refresh()
+        scale = self._used_scale()
+        assert scale is not None, "refresh has estimated it, unless it is learned"
+        scale = scale if scale.dim() == 1 else scale[::step]
+        codes = codes_of(self.weight[::step].contiguous(), scale) if self.codes is None else self.codes[::step]
+        return TernaryTensor(codes, scale)
 
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""

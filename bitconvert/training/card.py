@@ -32,7 +32,8 @@ in float32; `bitconvert pack` turns them into 1.58-bit files.
 
 {_how_to_load(lineage)}
 
-`recipe.yaml` holds every option, `metrics.jsonl` and `training.png` the run, `bitconvert.json` the lineage.
+`report.html` shows the run: curves, texts of the original and of this model, what became of each matrix. `recipe.yaml`
+holds every option, `metrics.jsonl` and `training.png` the numbers, `bitconvert.json` the lineage.
 """
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +35,9 @@ from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import DistillationLoss, distillation_loss
+from bitconvert.training.flips import FlipMeter
 from bitconvert.training.optimizers import make_optimizer
+from bitconvert.training.packages import require_packages
 from bitconvert.training.sharding import is_sharded, is_split, reshard
 from bitconvert.training.state import load_optimizer, load_weights, save_state
 from bitconvert.training.teacher import Teacher
@@ -50,6 +52,7 @@ _LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or 
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+_PROJECT = "bitconvert"  # under which trackers file a run, unless the user's environment names another
 TRACKED = Path(CHECKPOINTS, "runs")  # where Trainer lets TensorBoard write
 
 
@@ -102,6 +105,7 @@ class WarmupTrainer(Trainer):
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {}
         self._last_log = (time.monotonic(), 0)
+        self._flips = FlipMeter(student)
         if recipe.training.activation_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
         if recipe.training.compile:
@@ -347,11 +351,18 @@ class WarmupTrainer(Trainer):
             "weight_decay": group["weight_decay"],
             "grad_norm": logs["grad_norm"],
             "tokens_per_second": steps * self.tokens_per_step / (now - before),
+            **self._flips.look(steps),
         }
 
-    def start_clock(self) -> None:
-        """Begin counting tokens per second from the current step."""
+    def start_counting(self) -> None:
+        """Begin to count tokens per second, and codes that change, from the current step."""
+        self._flips.begin()
         self._last_log = time.monotonic(), self.state.global_step
+
+    def track_beginning(self) -> None:
+        """Tell the trackers, which begin with the training, what was measured before it."""
+        measured = {"original_ppl": self._original_ppl, "held_out_ppl": self._held_out_ppl}
+        super().log({name: ppl for name, ppl in measured.items() if not math.isnan(ppl)})
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:
@@ -371,7 +382,9 @@ class _Progress(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._trainer.start_clock()
+        self._trainer.start_counting()
+        if state.global_step == 0:
+            self._trainer.track_beginning()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.set_progress(state.global_step)
@@ -426,8 +439,7 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
             optimizer or of a tracker.
     """
     options, processes = recipe.training, world_size()
-    if recipe.optimizer.name == "adamw8bit":
-        _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
+    require_packages(recipe)
     if options.accumulation % processes:
         raise UsageError(
             f"training.batch_size: {options.batch_size} windows do not divide into micro-batches of "
@@ -439,8 +451,7 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         _require_compiler()
     if bf16 is None:
         bf16 = uses_bf16(recipe)
-    for tracker in options.trackers:
-        _require(tracker, f"training.trackers: {tracker}")
+    os.environ.setdefault("WANDB_PROJECT", _PROJECT)  # Trainer tells wandb no other
     arguments = TrainingArguments(
         output_dir=str(run_directory / CHECKPOINTS),
         max_steps=options.steps,
@@ -465,6 +476,8 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
         report_to=list(options.trackers) or "none",
+        project=_PROJECT,
+        run_name=run_directory.stem,  # trackers know a run by the name of its output
         use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
@@ -478,11 +491,6 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
 
 def _next_multiple(number: int, of: int) -> int:
     return -(-number // of) * of
-
-
-def _require(package: str, wanted_by: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{wanted_by} is not installed", f"pip install {package}")
 
 
 def _require_compiler() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -49,8 +49,10 @@ from bitconvert.training.data import (
 )
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
+from bitconvert.training.page.render import Run, render_page
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.sharding import is_sharded, is_split
+from bitconvert.training.snapshot import Snapshot, take_snapshot
 from bitconvert.training.state import WEIGHTS
 from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle, split_student
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype, split_original
@@ -65,8 +67,10 @@ from bitconvert.training.trainer import (
 
 RECIPE = "recipe.yaml"
 PLOT = "training.png"
+PAGE = "report.html"
 _RUN = "run.json"
 _KEPT = "kept.json"
+_ORIGINAL = "original"
 
 
 class Interrupted(BitconvertError):
@@ -132,15 +136,18 @@ def _run(
     student, lam = _student(original, checkpoint, recipe, arguments)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
-    _train(trainer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint))
+    before = _train(
+        trainer, tokenizer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint)
+    )
 
     reporter.stage(f"saving {output}")
+    after = _snapshot(trainer, tokenizer, lam=1.0)
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
         lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
-        finished = _finished(student, checkpoint, run_directory)
-        _save(finished, tokenizer, lineage, report, recipe, run_directory, output)
+        run = Run(checkpoint.name, tokens.description, report, recipe, lineage, _metrics(run_directory), before, after)
+        _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -326,6 +333,7 @@ def _split(
 
 def _train(
     trainer: WarmupTrainer,
+    tokenizer: PreTrainedTokenizerFast,
     order: ShuffledWindows,
     tokens: Tokens,
     run_directory: Path,
@@ -333,19 +341,25 @@ def _train(
     reporter: Reporter,
     *,
     trained_on: bool,
-) -> None:
+) -> Snapshot:
+    """Measure the original, train, and return what the original was like."""
     checkpoint = last_checkpoint(run_directory)
     trainer.forget_metrics_after(_step_of(checkpoint))
     if checkpoint is None:
         reporter.stage("measuring the original model on held-out text")
         ternary = trainer.ternary_ppl()
         trainer.record({"original_ppl": ternary if trained_on else trainer.latent_ppl(), "held_out_ppl": ternary})
+        original = _snapshot(trainer, tokenizer, lam=1.0 if trained_on else 0.0)
+        if is_main():
+            original.save(run_directory / _ORIGINAL)
+        trainer.accelerator.wait_for_everyone()
         if trainer.recipe.initialises:
             _initialise(trainer, order, reporter)
     elif not _measured_at_start(run_directory):
         raise BitconvertError(
             f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
         )
+    original = Snapshot.load(run_directory / _ORIGINAL)
     reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {len(tokens):,} tokens of text")
     with _stop_on_signal(trainer) as caught:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -355,6 +369,16 @@ def _train(
             f"continue with: bitconvert warmup --resume --output {shlex.quote(str(output))}",
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
+    return original
+
+
+def _snapshot(trainer: WarmupTrainer, tokenizer: PreTrainedTokenizerFast, lam: float) -> Snapshot:
+    """The model as it is now at a λ, computed as it is measured; nothing of one that no process has whole."""
+    student, held_out = cast(PreTrainedModel, trainer.model), cast(Windows, trainer.eval_dataset)
+    if is_split(student):
+        return Snapshot((), {})
+    with trainer.lam.at(lam), trainer.accelerator.autocast():
+        return take_snapshot(student, tokenizer, held_out)
 
 
 def _initialise(trainer: WarmupTrainer, order: ShuffledWindows, reporter: Reporter) -> None:
@@ -412,7 +436,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, kept: Kept,
 def _report(
     output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, kept: Kept, seconds: float
 ) -> WarmupReport:
-    lines = [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    lines = _metrics(run_directory)
     return WarmupReport(
         output=str(output),
         steps=trainer.state.global_step,
@@ -440,25 +464,24 @@ def _finished(student: PreTrainedModel, checkpoint: Checkpoint, run_directory: P
     return model
 
 
+def _metrics(run_directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
 def _save(
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    lineage: Lineage | None,
-    report: WarmupReport,
-    recipe: Recipe,
-    run_directory: Path,
-    output: Path,
+    student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, run: Run, run_directory: Path, output: Path
 ) -> None:
     """Make ``output`` appear; a control run has no lineage, since nothing in it is ternary."""
     with atomic_directory(output) as directory:
-        if lineage is None:
+        if run.lineage is None:
             student.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         else:
-            save_latent(student, tokenizer, lineage, training_card(lineage, report), directory)
-        (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+            save_latent(student, tokenizer, run.lineage, training_card(run.lineage, run.report), directory)
+        (directory / RECIPE).write_text(run.recipe.to_yaml(), encoding="utf-8")
         shutil.copyfile(run_directory / METRICS, directory / METRICS)
         plot_metrics(directory / METRICS, directory / PLOT)
+        (directory / PAGE).write_text(render_page(run), encoding="utf-8")
         if (run_directory / TRACKED).is_dir():
             shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)
     shutil.rmtree(run_directory)

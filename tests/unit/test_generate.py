@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bitconvert.errors import BitconvertError, UsageError
-from bitconvert.evaluation import generate as module
 from bitconvert.evaluation import subjects
 from bitconvert.evaluation.generate import generate
+from bitconvert.models import generation
 from bitconvert.models.checkpoint import open_checkpoint
 from tests.models import write_gguf, write_model
 
@@ -121,7 +121,7 @@ def test_chat_without_a_template_is_refused(smollm: Path) -> None:
 def test_the_text_ends_where_the_model_ends_it(with_bos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = greedy_ids(with_bos, PROMPT, 12)
     end = next(token for token in whole if token != whole[0])
-    monkeypatch.setattr(module, "_ends", lambda _: [end])
+    monkeypatch.setattr(generation, "ends_of", lambda *_: [end])
     expected = decoded(with_bos, whole[: whole.index(end)])
     assert generate(str(with_bos), PROMPT, max_tokens=12).text == expected
 
@@ -130,7 +130,7 @@ def test_the_ends_are_the_models_and_the_tokenizers(with_bos: Path) -> None:
     loaded = subjects.TorchModel.load(open_checkpoint(str(with_bos)))
     assert loaded.model.generation_config is not None
     loaded.model.generation_config.eos_token_id = [7, 5]
-    assert module._ends(loaded) == sorted({5, 7, loaded.tokenizer.eos_token_id})
+    assert generation.ends_of(loaded.model, loaded.tokenizer) == sorted({5, 7, loaded.tokenizer.eos_token_id})
 
 
 @pytest.mark.parametrize("runtime", ["torch", "llama.cpp"])

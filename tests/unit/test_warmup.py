@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.evaluation.generate import generate
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.lineage import read_lineage
 from bitconvert.packing.pack import pack
@@ -46,6 +49,9 @@ SMALL = (
 )
 
 
+ENDED = "(the text ends here)"
+
+
 def small(story: Path, *overrides: str) -> Recipe:
     return load_recipe(None, [*SMALL, f"data.sources=[{story}]", *overrides])
 
@@ -54,6 +60,14 @@ def small(story: Path, *overrides: str) -> Recipe:
 def done(smollm: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WarmupReport]:
     output = tmp_path_factory.mktemp("warmup") / "ternary"
     return output, warmup(str(smollm), output, small(story), reporter=Silent())
+
+
+@pytest.fixture(scope="module")
+def unfinished(smollm: Path, story: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was killed after its first checkpoint."""
+    output = tmp_path_factory.mktemp("unfinished") / "out"
+    run_until(3, signal.SIGKILL, smollm, output, small(story))
+    return partial_directory(output)
 
 
 def weights(directory: Path) -> bytes:
@@ -73,6 +87,7 @@ def test_the_directory_is_complete(done: tuple[Path, WarmupReport], smollm: Path
         "metrics.jsonl",
         "model.safetensors",
         "recipe.yaml",
+        "report.html",
         "tokenizer.json",
         "tokenizer_config.json",
         "training.png",
@@ -140,6 +155,63 @@ def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
     lineage = read_lineage(tmp_path / "out")
     assert lineage is not None
     assert lineage.data.startswith("1024 tokens sampled")
+
+
+def written(directory: Path) -> list[str]:
+    """Prompt, original's text and ternary text of each place, as report.html has them."""
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    return [html.unescape(text) for text in re.findall(r'<p class="(?:prompt|text)">(.*?)</p>', page, re.DOTALL)]
+
+
+def test_the_report_sets_the_originals_text_beside_the_ternary_one(
+    done: tuple[Path, WarmupReport], smollm: Path
+) -> None:
+    texts = written(done[0])
+    assert len(texts) == 6  # of two held-out windows
+    for prompt, *continued in (texts[:3], texts[3:]):
+        models = (str(smollm), str(done[0]))
+        assert continued == [generate(model, prompt, max_tokens=16).text or ENDED for model in models]
+
+
+def test_metrics_tell_how_many_codes_changed(
+    done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    lines = [line for line in map(json.loads, (done[0] / "metrics.jsonl").open()) if "loss" in line]
+    assert all(0 <= line["sign_flips"] <= line["flips"] < 1 for line in lines)
+    assert all(line["flips"] > 0 and 0 < line["sparsity"] < 1 for line in lines)
+    warmup(str(smollm), tmp_path / "out", small(story, "training.log_every=3"), reporter=Silent())
+    rarer = [line for line in map(json.loads, (tmp_path / "out" / "metrics.jsonl").open()) if "loss" in line]
+    for line, three in zip(rarer, (lines[:3], lines[3:]), strict=True):
+        per_step = sum(each["flips"] for each in three) / 3
+        assert 0 < line["flips"] <= per_step  # what goes and comes back in between is no flip
+        assert line["sparsity"] == three[-1]["sparsity"]
+
+
+def test_tensorboard_gets_the_metrics(smollm: Path, story: Path, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    warmup(str(smollm), tmp_path / "out", small(story, "training.trackers=[tensorboard]"), reporter=Silent())
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    events = reader.EventAccumulator(str(run)).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").open()]
+    for name in ("original_ppl", "held_out_ppl", "lam", "kl", "flips", "sparsity"):
+        told = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        expected = [(line["step"], line[name]) for line in lines if name in line]
+        assert [step for step, _ in told] == [step for step, _ in expected]
+        assert [value for _, value in told] == pytest.approx([value for _, value in expected])
+
+
+def test_a_tracker_without_an_account_is_refused(
+    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("run = None\ndef login(prompt, verify): return False\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(UsageError, match="wandb is not logged in") as caught:
+        warmup(str(smollm), tmp_path / "out", small(story, "training.trackers=[wandb]"), reporter=Silent())
+    assert "WANDB_MODE=offline" in caught.value.hint
+    assert not partial_directory(tmp_path / "out").exists()
+    sys.modules.pop("wandb")
 
 
 def test_what_a_tracker_wrote_is_kept(smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -395,6 +467,7 @@ def test_kill_9_and_resume_give_the_same_weights_bit_for_bit(
     for line in (*lines[0], *lines[1]):
         line.pop("tokens_per_second", None)
     assert lines[0] == lines[1]
+    assert written(output) == written(done[0])
 
 
 def test_a_resumed_run_knows_whether_the_original_still_teaches(smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -511,6 +584,30 @@ def test_a_run_whose_metrics_are_gone_is_refused_before_training(smollm: Path, s
     (partial_directory(output) / "metrics.jsonl").unlink()
     with pytest.raises(BitconvertError, match="metrics.jsonl: its beginning is gone"):
         warmup(str(smollm), output, small(story), resume=True, reporter=Silent())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("texts.json", None, "texts.json: it is gone"),
+        ("texts.json", "{}", "texts.json: not a"),
+        ("codes.safetensors", None, "codes.safetensors: cannot be read"),
+        ("codes.safetensors", "{}", "codes.safetensors: cannot be read"),
+    ],
+)
+def test_a_run_whose_view_of_the_original_is_gone_is_refused_before_training(
+    file: str, content: str | None, message: str, unfinished: Path, smollm: Path, story: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(unfinished, partial_directory(output))
+    record = partial_directory(output) / "original" / file
+    record.unlink()
+    if content is not None:
+        record.write_text(content)
+    told = Recorder()
+    with pytest.raises(BitconvertError, match=message):
+        warmup(str(smollm), output, small(story), resume=True, reporter=told)
+    assert told.lines == []
 
 
 def test_options_that_cannot_work_are_refused(smollm: Path, story: Path, tmp_path: Path) -> None:
