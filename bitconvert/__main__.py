@@ -2,4 +2,5 @@
 
 from bitconvert.cli.main import main
 
-main()
+if __name__ == "__main__":  # and not in the processes that tokenize, which import this file too
+    main()

@@ -218,6 +218,12 @@ class Data(_Section):
     held_out: tuple[str, ...] = Field((), description="text to measure on; none: the end of the training text")
     held_out_tokens: int = Field(16_384, gt=0, description="tokens measured on")
     sampled_tokens: int = Field(262_144, gt=0, description="tokens sampled from the model where no sources are given")
+    streaming: bool = Field(
+        False, description="read the sources as they are needed, for what is larger than the disk; else all at first"
+    )
+    shard_tokens: int = Field(2**24, gt=0, description="tokens tokenized into one file, within which they are shuffled")
+    shards: int = Field(3, gt=1, description="most such files at a time; one is read, others are written ahead")
+    workers: int = Field(2, gt=0, description="processes that tokenize them")
 
 
 class Packing(_Section):
@@ -246,6 +252,14 @@ class Recipe(_Section):
     training: Training = Training()
     data: Data = Data()
     pack: Packing = Packing()
+
+    @model_validator(mode="after")
+    def _can_be_streamed(self) -> Recipe:
+        if self.data.streaming and self.distill.cache:
+            raise ValueError("distill.cache keeps answers to all of the text on disk: not with data.streaming")
+        if self.data.streaming and self.data.shard_tokens < self.training.context:
+            raise ValueError(f"data.shard_tokens: {self.data.shard_tokens} are fewer than training.context")
+        return self
 
     def settled(self, parameters: int, *, is_ternary: bool, is_sharded: bool = False) -> Recipe:
         """The recipe for one model, with each ``auto`` decided.

@@ -1,13 +1,17 @@
-"""Local texts: .txt (one document a file), .jsonl and .parquet (one a record, field ``text``), .xz of the first two."""
+"""Local texts: .txt (one document a file), .jsonl and .parquet (one a record, field ``text``); .gz, .xz and .zst of
+the first two.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from bitconvert.errors import BitconvertError
 
@@ -126,16 +130,27 @@ def _checked_cell(file: Path, row: int, text: object) -> str:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file as they are stored, unpacked if it ends in .xz."""
+    """The lines of a file as they are stored, unpacked if it is compressed."""
     try:
         with _open(file) as stream:
             yield from stream
-    except (OSError, lzma.LZMAError, EOFError) as error:
+    except (OSError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise BitconvertError(f"{file}: cannot be read ({error})", "the file may be cut off: write it again") from error
 
 
-def _open(file: Path) -> BinaryIO | lzma.LZMAFile:
-    return lzma.open(file) if file.suffix == ".xz" else file.open("rb")
+def _open(file: Path) -> _Stream:
+    return _DECOMPRESSORS[file.suffix](file) if file.suffix in _DECOMPRESSORS else file.open("rb")
+
+
+def _open_zst(file: Path) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+
+
+_Stream = io.BufferedReader | gzip.GzipFile | lzma.LZMAFile
+
+_DECOMPRESSORS: dict[str, Callable[[Path], _Stream]] = {".gz": gzip.GzipFile, ".xz": lzma.LZMAFile, ".zst": _open_zst}
 
 
 def _not_utf8(file: Path, line: int) -> BitconvertError:
@@ -143,11 +158,9 @@ def _not_utf8(file: Path, line: int) -> BitconvertError:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".txt": _read_plain,
-    ".txt.xz": _read_plain,
+    **{f".txt{packed}": _read_plain for packed in ("", *_DECOMPRESSORS)},
     ".raw": _read_plain,  # wiki.test.raw, the text that perplexities are usually given for
-    ".jsonl": _read_json_lines,
-    ".jsonl.xz": _read_json_lines,
+    **{f".jsonl{packed}": _read_json_lines for packed in ("", *_DECOMPRESSORS)},
     ".parquet": _read_parquet,
 }
 

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +26,23 @@ from bitconvert.models.generation import without_own_defaults
 from bitconvert.models.texts import TEXT_FIELD, ending_of, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report.reporter import Reporter
+from bitconvert.training.tokenizing import encode, in_batches
 
 _LAYOUT = "tokens-2"  # part of every cache key: change it when the meaning of the cached bytes changes
-_DOCUMENTS_AT_ONCE = 256
 _SAMPLED_AT_ONCE = 32
 _NOT_COMPUTED = ("_name_or_path", "transformers_version")  # what of a config says nothing of its model
+
+
+class Text(Protocol):
+    """What is trained on, to be told of."""
+
+    @property
+    def amount(self) -> str:
+        """How much of it there is."""
+
+    @property
+    def identity(self) -> str:
+        """Which it is: where it comes from, and a checksum."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,16 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def amount(self) -> str:
+        """See ``Text``."""
+        return f"{len(self):,} tokens of text"
+
+    @property
+    def identity(self) -> str:
+        """See ``Text``."""
+        return f"{self.description} (sha256 of tokenizer and content {self.key[:16]})"
+
 
 class Windows(Dataset[dict[str, Tensor]]):
     """Consecutive windows of ``context`` tokens out of a stream; what does not fill the last one is left out."""
@@ -66,7 +89,20 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {"input_ids": window, "labels": window}
 
 
-class ShuffledWindows(Dataset[dict[str, Tensor]]):
+class TrainingWindows(Dataset[dict[str, Tensor]]):
+    """The windows of a run in the order of the training, which is the same whenever it is asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many the run takes, those counted again that come again."""
+
+    @property
+    @abstractmethod
+    def distinct(self) -> int:
+        """At least so many come before any comes again."""
+
+
+class ShuffledWindows(TrainingWindows):
     """``count`` windows in a seeded order, every window once before any comes again.
 
     The order is a function of the seed and the position alone, so a resumed run continues exactly where it stopped.
@@ -84,6 +120,11 @@ class ShuffledWindows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.windows[self.window_at(index)]
 
+    @property
+    def distinct(self) -> int:
+        """See ``TrainingWindows``."""
+        return min(self._count, len(self.windows))
+
     def window_at(self, index: int) -> int:
         """Which window comes at a place of the order."""
         epoch, position = divmod(index, len(self.windows))
@@ -95,8 +136,13 @@ class ShuffledWindows(Dataset[dict[str, Tensor]]):
 
     def _permutation(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng((self._seed, epoch)).permutation(len(self.windows))
+            self._epoch = epoch, seeded_order(self._seed, epoch, len(self.windows))
         return self._epoch[1]
+
+
+def seeded_order(seed: int, turn: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The numbers below ``count`` in an order that the seed decides, another at each turn."""
+    return np.random.default_rng((seed, turn)).permutation(count)
 
 
 def split_held_out(tokens: Tokens, held_out_tokens: int, context: int) -> tuple[Windows, Windows]:
@@ -129,7 +175,7 @@ def tokenize(sources: Iterable[str], tokenizer: PreTrainedTokenizerFast, reporte
         BitconvertError: a source is missing, malformed or holds no text.
     """
     sources = list(sources)
-    digest = hashlib.sha256(f"{_LAYOUT}\n{tokenizer.backend_tokenizer.to_str()}\n{_end_of_text(tokenizer)}".encode())
+    digest = hashlib.sha256(f"{_LAYOUT}\n{tokenizer.backend_tokenizer.to_str()}\n{end_of_text(tokenizer)}".encode())
     documents = _documents(sources, digest)
     key = digest.hexdigest()
     path = cache_directory() / f"{key}.bin"
@@ -186,32 +232,60 @@ def cache_directory() -> Path:
 
 def _documents(sources: list[str], digest: Any) -> Iterator[str]:
     """The documents behind the sources; what identifies their content goes into ``digest`` at once."""
-    local = [source for source in sources if Path(source).expanduser().exists()]
-    if len(local) == len(sources):
-        for file in text_files(sources):
-            with file.open("rb") as stream:
-                digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return read_texts(sources)
+    name = hub_dataset(sources)
+    if name is not None:
+        return _hub_documents(name, digest)
+    for file in text_files(sources):
+        with file.open("rb") as stream:
+            digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return read_texts(sources)
+
+
+def hub_dataset(sources: Sequence[str]) -> str | None:
+    """The hub dataset that the sources are; None where they are local.
+
+    Raises:
+        BitconvertError: they are neither.
+    """
+    missing = [source for source in sources if not Path(source).expanduser().exists()]
+    if not missing:
+        return None
     if len(sources) == 1 and re.fullmatch(rf"{HUB_ID}|[\w-]+", sources[0]):  # the oldest datasets have no owner
-        return _hub_documents(sources[0], digest)
-    missing = next(source for source in sources if source not in local)
+        return sources[0]
     raise BitconvertError(
-        f"{missing}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset"
+        f"{missing[0]}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset"
     )
 
 
-def _hub_documents(name: str, digest: Any) -> Iterator[str]:
+@contextmanager
+def hub_errors_named(name: str, what: str, hint: str) -> Iterator[None]:
+    """Tell what went wrong with a hub dataset: ``datasets`` raises whatever its many back ends raise."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BitconvertError(f"{name}: {what} ({reason[0]})", hint) from error
+
+
+def open_hub_dataset(name: str, **options: Any) -> Any:
+    """The training split of a hub dataset, by ``datasets.load_dataset``.
+
+    Raises:
+        BitconvertError: it is not to be had.
+    """
     import datasets
 
-    try:
-        dataset = datasets.load_dataset(name, split="train")
-    except Exception as error:  # datasets raises whatever its many back ends raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise BitconvertError(
-            f"{name}: neither a local text nor a dataset to be had from the Hugging Face hub ({reason[0]})",
-            "check the spelling and the network",
-        ) from error
+    with hub_errors_named(
+        name,
+        "neither a local text nor a dataset to be had from the Hugging Face hub",
+        "check the spelling and the network",
+    ):
+        return datasets.load_dataset(name, split="train", **options)
+
+
+def _hub_documents(name: str, digest: Any) -> Iterator[str]:
+    dataset = open_hub_dataset(name)
     if TEXT_FIELD not in dataset.column_names:
         raise BitconvertError(f"{name}: no column '{TEXT_FIELD}'", f"its columns are {', '.join(dataset.column_names)}")
     digest.update(dataset._fingerprint.encode())
@@ -219,11 +293,8 @@ def _hub_documents(name: str, digest: Any) -> Iterator[str]:
 
 
 def _encode(documents: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    end = _end_of_text(tokenizer)
-    while batch := list(islice(documents, _DOCUMENTS_AT_ONCE)):
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=True):
-            ids = encoding.ids
-            yield [*ids, end] if end is not None and (not ids or ids[-1] != end) else ids
+    for batch in in_batches(documents):
+        yield from encode(tokenizer.backend_tokenizer, end_of_text(tokenizer), batch)
 
 
 @torch.no_grad()
@@ -265,7 +336,8 @@ def _sample_windows(model: PreTrainedModel, prompts: Tensor, context: int) -> li
     return windows.tolist()
 
 
-def _end_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
+def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token that ends a document, if the tokenizer has one."""
     end: int | None = tokenizer.eos_token_id
     return end
 

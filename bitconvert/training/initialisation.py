@@ -10,7 +10,7 @@ from bitconvert.recipe import Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.training.blockwise import fit_layers
-from bitconvert.training.data import ShuffledWindows
+from bitconvert.training.data import TrainingWindows
 from bitconvert.training.gptq import compensate_layers
 from bitconvert.training.layers import taken_apart
 
@@ -19,7 +19,7 @@ def initialise(
     student: PreTrainedModel,
     lam: Lambda,
     recipe: Recipe,
-    windows: ShuffledWindows,
+    windows: TrainingWindows,
     dtype: torch.dtype,
     reporter: Reporter,
 ) -> int:
@@ -55,9 +55,9 @@ def micro_batches(recipe: Recipe) -> int:
     return max(1, windows // options.micro_batch_size)
 
 
-def _batches(windows: ShuffledWindows, recipe: Recipe) -> list[Tensor]:
+def _batches(windows: TrainingWindows, recipe: Recipe) -> list[Tensor]:
     """At most ``init.tokens`` tokens of those to be trained on, none twice, as micro-batches of one size."""
-    count = max(1, min(recipe.init.tokens // recipe.training.context, len(windows.windows), len(windows)))
+    count = max(1, min(recipe.init.tokens // recipe.training.context, windows.distinct))
     size = min(recipe.training.micro_batch_size, count)
     tokens = torch.stack([windows[index]["input_ids"] for index in range(count // size * size)])
     return list(torch.split(tokens, size))

@@ -17,7 +17,7 @@ from bitconvert.models.head import head_of, hidden_states
 from bitconvert.recipe import Distillation, Recipe, Scaling
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import insert_bitlinear
-from bitconvert.training.data import ShuffledWindows
+from bitconvert.training.data import TrainingWindows
 from bitconvert.training.distill import FullTarget, distillation_loss, predicting_positions
 
 _DIVERGENCE = Distillation(kl=1.0, ce=0.0)
@@ -52,7 +52,7 @@ def foreseen_kept(checkpoint: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
 
 
 def choose_kept(
-    model: PreTrainedModel, checkpoint: Checkpoint, order: ShuffledWindows, recipe: Recipe, reporter: Reporter
+    model: PreTrainedModel, checkpoint: Checkpoint, order: TrainingWindows, recipe: Recipe, reporter: Reporter
 ) -> Kept:
     """The linears that cost most when they are rounded, by weight, as far as the recipe's budget goes.
 
@@ -66,7 +66,7 @@ def choose_kept(
         reporter: told the progress, and what was chosen.
     """
     weights = _weights(checkpoint)
-    count = max(1, min(recipe.keep.tokens // recipe.training.context, len(order.windows)))
+    count = max(1, min(recipe.keep.tokens // recipe.training.context, order.distinct))
     tokens = torch.stack([order[index]["input_ids"] for index in range(count)]).to(model.device)
     reporter.stage(f"measuring what it costs to round each of {len(weights)} linears")
     costs = rounding_costs(model, weights, tokens, recipe.scaling, reporter)

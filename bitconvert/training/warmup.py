@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shlex
@@ -10,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -38,14 +37,12 @@ from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
     ShuffledWindows,
+    Text,
     Tokens,
+    TrainingWindows,
     Windows,
     cache_directory,
-    first_windows,
     model_key,
-    sample_tokens,
-    split_held_out,
-    tokenize,
 )
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
@@ -55,8 +52,16 @@ from bitconvert.training.sharding import is_sharded, is_split
 from bitconvert.training.snapshot import Snapshot, take_snapshot
 from bitconvert.training.state import WEIGHTS
 from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle, split_student
-from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype, split_original
+from bitconvert.training.teacher import (
+    LiveTeacher,
+    Teacher,
+    frozen_copy,
+    has_teacher,
+    products_dtype,
+    split_original,
+)
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
+from bitconvert.training.text import training_text
 from bitconvert.training.trainer import (
     METRICS,
     TRACKED,
@@ -103,8 +108,8 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
         with arguments.main_process_first(local=False):
             if is_main():
                 _begin_or_resume(run_directory, output, model, recipe, resume)
-        with _failures_tidied(run_directory, resume), _memory_errors_named():
-            return _run(model, output, recipe, arguments, run_directory, reporter, started)
+        with _failures_tidied(run_directory, resume), _memory_errors_named(), ExitStack() as stack:
+            return _run(model, output, recipe, arguments, run_directory, stack, reporter, started)
 
 
 def _run(
@@ -113,6 +118,7 @@ def _run(
     recipe: Recipe,
     arguments: TrainingArguments,
     run_directory: Path,
+    stack: ExitStack,
     reporter: Reporter,
     started: float,
 ) -> WarmupReport:
@@ -126,18 +132,15 @@ def _run(
     original = None if is_sharded(recipe) else checkpoint.load_latent()
 
     with arguments.main_process_first():  # what it keeps on disk, the others find there
-        tokens = _training_tokens(original, tokenizer, recipe, reporter)
-        windows, held_out = _split(tokens, tokenizer, recipe, reporter)
-    order = ShuffledWindows(windows, recipe.training.steps * recipe.training.batch_size, recipe.training.seed)
-    teacher, taught = _teacher(original, checkpoint, order, tokens, arguments, recipe, reporter)
-    with arguments.main_process_first(local=False):
-        kept = _kept(original, checkpoint, order, arguments, recipe, run_directory, reporter)
+        text, order, held_out = training_text(original, tokenizer, recipe, run_directory, stack, reporter)
+    teacher, taught = _teacher(original, checkpoint, order, text, arguments, recipe, reporter)
+    kept = _kept(original, checkpoint, order, arguments, recipe, run_directory, reporter)
     checkpoint.keeping = kept.modules
     student, lam = _student(original, checkpoint, recipe, arguments)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
     before = _train(
-        trainer, tokenizer, order, tokens, run_directory, output, reporter, trained_on=is_trained_on(checkpoint)
+        trainer, tokenizer, order, text, run_directory, output, reporter, trained_on=is_trained_on(checkpoint)
     )
 
     reporter.stage(f"saving {output}")
@@ -145,8 +148,8 @@ def _run(
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
-        lineage = None if recipe.control else _lineage(checkpoint, recipe, tokens, kept, report)
-        run = Run(checkpoint.name, tokens.description, report, recipe, lineage, _metrics(run_directory), before, after)
+        lineage = None if recipe.control else _lineage(checkpoint, recipe, text, kept, report)
+        run = Run(checkpoint.name, text.identity, report, recipe, lineage, _metrics(run_directory), before, after)
         _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output)
     trainer.accelerator.wait_for_everyone()
     return report
@@ -263,8 +266,8 @@ def _student(
 def _teacher(
     original: PreTrainedModel | None,
     checkpoint: Checkpoint,
-    order: ShuffledWindows,
-    tokens: Tokens,
+    order: TrainingWindows,
+    text: Text,
     arguments: TrainingArguments,
     recipe: Recipe,
     reporter: Reporter,
@@ -274,14 +277,16 @@ def _teacher(
     dtype = products_dtype(arguments)
 
     def live() -> LiveTeacher:
-        frozen = copy.deepcopy(original) if original else split_original(checkpoint, arguments.device, dtype)
+        frozen = frozen_copy(original, dtype) if original else split_original(checkpoint, arguments.device, dtype)
         return LiveTeacher(frozen, options, arguments.device, dtype)
 
     if not has_teacher(recipe):
         return None, order
     if not options.cache or original is None:
         return live(), order
-    key = f"{model_key(original)} {tokens.key} {dtype}"
+    assert isinstance(order, ShuffledWindows), "a recipe that streams has no distill.cache"
+    assert isinstance(text, Tokens)
+    key = f"{model_key(original)} {text.key} {dtype}"
     taught = TaughtWindows(order, key, original.config.vocab_size, options.cache_top_k, options.temperature)
     with arguments.main_process_first():
         taught.fill(live, recipe.training.micro_batch_size, reporter)
@@ -291,7 +296,7 @@ def _teacher(
 def _kept(
     original: PreTrainedModel | None,
     checkpoint: Checkpoint,
-    order: ShuffledWindows,
+    order: TrainingWindows,
     arguments: TrainingArguments,
     recipe: Recipe,
     run_directory: Path,
@@ -307,35 +312,17 @@ def _kept(
     original.to(arguments.device)  # type: ignore[arg-type]
     chosen = choose_kept(original, checkpoint, order, recipe, reporter)
     original.to(home)  # type: ignore[arg-type]
-    with atomic_file(record) as temporary:
-        save_record(chosen, temporary)
+    if is_main():
+        with atomic_file(record) as temporary:
+            save_record(chosen, temporary)
     return chosen
-
-
-def _training_tokens(
-    original: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
-) -> Tokens:
-    if recipe.data.sources or original is None:
-        return tokenize(recipe.data.sources, tokenizer, reporter)
-    reporter.warn("no --data: training on text sampled from the original model (its own distribution, not yours)")
-    return sample_tokens(original, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
-
-
-def _split(
-    tokens: Tokens, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
-) -> tuple[Windows, Windows]:
-    context = recipe.training.context
-    if not recipe.data.held_out:
-        return split_held_out(tokens, recipe.data.held_out_tokens, context)
-    held_out = tokenize(recipe.data.held_out, tokenizer, reporter)
-    return first_windows(tokens, len(tokens), context), first_windows(held_out, recipe.data.held_out_tokens, context)
 
 
 def _train(
     trainer: WarmupTrainer,
     tokenizer: PreTrainedTokenizerFast,
-    order: ShuffledWindows,
-    tokens: Tokens,
+    order: TrainingWindows,
+    text: Text,
     run_directory: Path,
     output: Path,
     reporter: Reporter,
@@ -360,7 +347,7 @@ def _train(
             f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
         )
     original = Snapshot.load(run_directory / _ORIGINAL)
-    reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {len(tokens):,} tokens of text")
+    reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {text.amount}")
     with _stop_on_signal(trainer) as caught:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.recipe.training.steps:
@@ -381,7 +368,7 @@ def _snapshot(trainer: WarmupTrainer, tokenizer: PreTrainedTokenizerFast, lam: f
         return take_snapshot(student, tokenizer, held_out)
 
 
-def _initialise(trainer: WarmupTrainer, order: ShuffledWindows, reporter: Reporter) -> None:
+def _initialise(trainer: WarmupTrainer, order: TrainingWindows, reporter: Reporter) -> None:
     """Make better latents to begin with; if that is interrupted, it is done again from the original's."""
     reporter.stage(f"initialising the latents: {trainer.recipe.init.method}")
     student, dtype = cast(PreTrainedModel, trainer.model), products_dtype(trainer.args)
@@ -416,7 +403,7 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, kept: Kept, report: WarmupReport) -> Lineage:
+def _lineage(checkpoint: Checkpoint, recipe: Recipe, text: Text, kept: Kept, report: WarmupReport) -> Lineage:
     return Lineage(
         source=checkpoint.name,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
@@ -426,7 +413,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, tokens: Tokens, kept: Kept,
         tokens_seen=report.tokens,
         init_tokens=report.init_tokens,
         steps=report.steps,
-        data=f"{tokens.description} (sha256 of tokenizer and content {tokens.key[:16]})",
+        data=text.identity,
         seed=recipe.training.seed,
         license=checkpoint.license,
         held_out=HeldOut(original=report.original_ppl, rounded=report.rounded_ppl, ternary=report.held_out_ppl),

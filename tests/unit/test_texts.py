@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,12 +29,23 @@ def write_parquet(path: Path) -> None:
 
 def write_packed_json_lines(path: Path) -> None:
     write_json_lines(path)
-    path.write_bytes(lzma.compress(path.read_bytes()))
+    path.write_bytes(PACKED[path.suffix](path.read_bytes()))
+
+
+def zst(content: bytes) -> bytes:
+    return bytes(pyarrow.Codec("zstd").compress(content, asbytes=True))
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zst}
 
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("a.jsonl", write_json_lines), ("a.jsonl.xz", write_packed_json_lines), ("a.parquet", write_parquet)],
+    [
+        ("a.jsonl", write_json_lines),
+        ("a.parquet", write_parquet),
+        *((f"a.jsonl{ending}", write_packed_json_lines) for ending in PACKED),
+    ],
 )
 def test_records_are_documents(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
     write(tmp_path / name)
@@ -45,9 +58,27 @@ def test_a_plain_file_is_one_document_byte_for_byte(tmp_path: Path, name: str) -
     assert list(read_texts([str(tmp_path / name)])) == [DOCUMENTS[0]]
 
 
-def test_a_packed_plain_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(DOCUMENTS[0].encode()))
-    assert list(read_texts([str(tmp_path / "a.txt.xz")])) == [DOCUMENTS[0]]
+@pytest.mark.parametrize("ending", PACKED)
+def test_a_packed_plain_file(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"a.txt{ending}"
+    file.write_bytes(PACKED[ending](DOCUMENTS[0].encode()))
+    assert list(read_texts([str(file)])) == [DOCUMENTS[0]]
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_pieces_packed_one_by_one_are_one_file(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"a.txt{ending}"
+    file.write_bytes(PACKED[ending](b"one ") + PACKED[ending](b"two"))
+    assert list(read_texts([str(file)])) == ["one two"]
+
+
+@pytest.mark.parametrize("ending", PACKED)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no " + data])
+def test_a_damaged_packed_file_is_named(tmp_path: Path, ending: str, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / f"a.txt{ending}"
+    file.write_bytes(damage(PACKED[ending](random.Random(0).randbytes(5000).hex().encode())))
+    with pytest.raises(BitconvertError, match=rf"a\.txt{ending}: cannot be read"):
+        list(read_texts([str(file)]))
 
 
 def test_a_directory_gives_its_texts_sorted_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""What a recipe trains on and measures on: text tokenized once, streamed, or sampled from the model itself."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from bitconvert.errors import UsageError
+from bitconvert.recipe import Recipe
+from bitconvert.report.reporter import Reporter
+from bitconvert.training.corpus import Corpus, hold_out, open_corpus
+from bitconvert.training.data import (
+    ShuffledWindows,
+    Text,
+    Tokens,
+    TrainingWindows,
+    Windows,
+    first_windows,
+    sample_tokens,
+    split_held_out,
+    tokenize,
+)
+from bitconvert.training.streaming import streamed_windows
+
+
+def training_text(
+    original: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    run_directory: Path,
+    stack: ExitStack,
+    reporter: Reporter,
+) -> tuple[Text, TrainingWindows, Windows]:
+    """What is trained on, its windows in the order of the training, and those to measure on."""
+    if recipe.data.streaming:
+        corpus, held_out = _corpus(tokenizer, recipe, reporter)
+        return corpus, stack.enter_context(streamed_windows(corpus, tokenizer, recipe, run_directory)), held_out
+    tokens = _training_tokens(original, tokenizer, recipe, reporter)
+    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+    count = recipe.training.steps * recipe.training.batch_size
+    return tokens, ShuffledWindows(windows, count, recipe.training.seed), held_out
+
+
+def _corpus(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter) -> tuple[Corpus, Windows]:
+    """A text that is streamed, and windows to measure on: of a text of their own, or of its first documents."""
+    options, context = recipe.data, recipe.training.context
+    if not options.sources:
+        raise UsageError("data.streaming: there is no text to stream", "give one with --data")
+    corpus = open_corpus(options.sources)
+    if not options.held_out:
+        return hold_out(corpus, tokenizer, options.held_out_tokens, context)
+    return corpus, first_windows(tokenize(options.held_out, tokenizer, reporter), options.held_out_tokens, context)
+
+
+def _training_tokens(
+    original: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> Tokens:
+    if recipe.data.sources or original is None:
+        return tokenize(recipe.data.sources, tokenizer, reporter)
+    reporter.warn("no --data: training on text sampled from the original model (its own distribution, not yours)")
+    return sample_tokens(original, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
+
+
+def _split(
+    tokens: Tokens, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> tuple[Windows, Windows]:
+    context = recipe.training.context
+    if not recipe.data.held_out:
+        return split_held_out(tokens, recipe.data.held_out_tokens, context)
+    held_out = tokenize(recipe.data.held_out, tokenizer, reporter)
+    return first_windows(tokens, len(tokens), context), first_windows(held_out, recipe.data.held_out_tokens, context)
