@@ -103,8 +103,8 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     started = time.monotonic()
     keep_freed_memory()
     run_directory = partial_directory(output)
-    arguments = training_arguments(recipe, run_directory)
     with _only_run_in(run_directory):
+        arguments = training_arguments(recipe, run_directory)
         with arguments.main_process_first(local=False):
             if is_main():
                 _begin_or_resume(run_directory, output, model, recipe, resume)
