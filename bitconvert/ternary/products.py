@@ -12,7 +12,6 @@ Sources: Ma et al. (arXiv 2402.17764) for the layer, Bengio et al. (arXiv 1308.3
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -20,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitconvert.ternary.learned import learned_gradients
+from bitconvert.ternary.machine import cpu_has_fast_int8, cuda_has_int8
 from bitconvert.ternary.quantize import Int8Tensor, TernaryTensor, codes_of, rounded
 
-_CPU_IS_FAST = bool(torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported())  # type: ignore[no-untyped-call]
-"""Whether oneDNN has this CPU's int8 dot products; without them an integer product is slower than a float one."""
+_CPU_IS_FAST = cpu_has_fast_int8()
 
 _LARGEST_FIXED = 127 * 256**2
 """Fixed point ends here, so that rounding to three digits of -128 to 127 never carries the first one past 127."""
@@ -193,9 +192,8 @@ def _cuda_takes(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def _cuda_has_int8(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= (7, 5)
+    return cuda_has_int8(index)
 
 
 def product_dtype(factor: Tensor) -> torch.dtype:

@@ -33,6 +33,7 @@ from bitconvert.ranks import is_main, world_size
 from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
+from bitconvert.ternary.machine import cpp_compiler, has_fast_bf16
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import DistillationLoss, distillation_loss
 from bitconvert.training.flips import FlipMeter
@@ -494,24 +495,12 @@ def _next_multiple(number: int, of: int) -> int:
 
 
 def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+    if cpp_compiler() is None:
         raise UsageError(
             "training.compile: torch.compile needs a C++ compiler, and there is none", "install g++, or leave it off"
-        ) from error
+        )
 
 
 def uses_bf16(recipe: Recipe) -> bool:
     """Whether the forward runs under bf16 autocast: on request, or where the device has instructions for it."""
-    return recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and _is_fast_in_bf16())
-
-
-def _is_fast_in_bf16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    instructions = torch.cpu.get_capabilities()
-    return bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
+    return recipe.training.precision == "bf16" or (recipe.training.precision == "auto" and has_fast_bf16())
