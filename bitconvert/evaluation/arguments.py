@@ -1,4 +1,4 @@
-"""What ``eval`` and ``generate`` refuse before anything is opened; nothing heavy is imported for it."""
+"""What commands refuse before anything is opened; nothing heavy is imported for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Literal
 from bitconvert.errors import UsageError
 
 RuntimeName = Literal["torch", "llama.cpp"]
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def check_evaluation(data: Path | None, against: str | None, runtime: RuntimeName, tasks: Sequence[str]) -> None:
@@ -36,3 +38,18 @@ def check_generation(max_tokens: int, temperature: float) -> None:
         raise UsageError(f"--max-tokens is {max_tokens}", "give at least 1")
     if not 0 <= temperature < math.inf:
         raise UsageError(f"--temperature is {temperature}", "give 0 for the most probable text, or more")
+
+
+def check_inspection(other: str | None, against: str | None, energy: bool, plot: Path | None) -> None:
+    """Refuse arguments of ``inspect`` that contradict each other, and pictures of unknown kinds.
+
+    Raises:
+        UsageError: they do, or it is one.
+    """
+    if other is not None and (against is not None or energy or plot is not None):
+        raise UsageError(
+            "--against, --energy and --plot tell of one model, and two are given",
+            "leave out the second, or the options",
+        )
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise UsageError(f"--plot {plot}: not a kind of picture that is known", f"let it end in {', '.join(PICTURES)}")

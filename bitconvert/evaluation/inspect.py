@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bitconvert.errors import BitconvertError
+from bitconvert.evaluation.energy import estimate_energy
+from bitconvert.evaluation.weights import read_meant, relative_distance, require_same_shapes
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.gguf_file import open_gguf
 from bitconvert.models.gguf_parse import GgufTensor
@@ -16,7 +18,7 @@ from bitconvert.models.gguf_source import LINEAGE_KEY, open_weights
 from bitconvert.models.gguf_types import TERNARY
 from bitconvert.models.pre_tokenizers import pre_tokenizer_of
 from bitconvert.models.tokenizers import backend_json, vocabulary_model
-from bitconvert.report.evaluation import InspectReport, ScaleSummary, TensorReport
+from bitconvert.report.inspection import InspectReport, Scalar, ScaleSummary, TensorReport
 from bitconvert.report.reporter import Reporter, Silent
 from bitconvert.ternary.quantize import is_baked, ternarize
 
@@ -33,25 +35,31 @@ _SHOWN_CONFIG = (
 )
 _HIDDEN_GGUF = ("tokenizer.chat_template", LINEAGE_KEY)  # long; told in other words
 
-Metadata = dict[str, str | int | float | bool]
+Metadata = dict[str, Scalar]
 
 
-def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
+def inspect(
+    name: str, reporter: Reporter | None = None, *, against: str | None = None, energy: bool = False
+) -> InspectReport:
     """Look into a model without loading it as a whole: one tensor at a time.
 
     Args:
         name: hub id, Hugging Face directory (plain, latent, baked or packed) or GGUF file.
         reporter: told about the progress.
+        against: the model whose weights the ternary ones came from, to say how far they are from it.
+        energy: whether to estimate the energy of the arithmetic.
 
     Raises:
-        BitconvertError: the model cannot be read.
+        BitconvertError: a model cannot be read, or the other one has no such tensors.
     """
     reporter = reporter or Silent()
     checkpoint = open_checkpoint(name)
+    original = None if against is None else open_checkpoint(against)
     reporter.stage(f"inspect {name}")
     found = _gguf_tensors(checkpoint, reporter) if checkpoint.kind == "gguf" else _tensors(checkpoint, reporter)
-    kept = _kept(checkpoint)
-    tensors = tuple(replace(tensor, kept=True) if tensor.name in kept else tensor for tensor in found)
+    tensors = tuple(replace(tensor, kept=_is_kept(checkpoint, tensor)) for tensor in found)
+    if original is not None:
+        tensors = tuple(_with_errors(tensors, checkpoint, original, reporter))
     parameters = max(sum(tensor.parameters for tensor in tensors), 1)
     ternary = sum(tensor.parameters for tensor in tensors if tensor.ternary)
     linear = [tensor for tensor in tensors if tensor.ternary or tensor.kept]
@@ -62,19 +70,43 @@ def inspect(name: str, reporter: Reporter | None = None) -> InspectReport:
         tensors=tensors,
         parameters=parameters,
         ternary_share=ternary / parameters,
-        file_bytes=_file_bytes(checkpoint),
+        file_bytes=checkpoint.file_bytes,
         bits_per_weight=8 * sum(tensor.bytes for tensor in tensors) / parameters,
         linear_bits_per_weight=8 * sum(one.bytes for one in linear) / max(sum(one.parameters for one in linear), 1),
         kept_bytes=sum(tensor.bytes for tensor in tensors if tensor.kept),
+        error_against=_error_against(checkpoint, original),
+        energy=estimate_energy(checkpoint, tensors) if energy else None,
     )
 
 
-def _kept(checkpoint: Checkpoint) -> set[str]:
-    """The matrices that were kept from being ternary, as the file names them."""
-    names = {f"{module}.weight" for module in checkpoint.kept}
-    if checkpoint.kind != "gguf":
-        return names
-    return {tensor.name for name, tensor in open_weights(checkpoint.path).stored.items() if name in names}
+def _is_kept(checkpoint: Checkpoint, tensor: TensorReport) -> bool:
+    return tensor.hf_name.endswith(".weight") and tensor.hf_name.removesuffix(".weight") in checkpoint.kept
+
+
+# ---- what rounding cost -------------------------------------------------------------------------------------------
+
+
+def _with_errors(
+    tensors: tuple[TensorReport, ...], checkpoint: Checkpoint, original: Checkpoint, reporter: Reporter
+) -> Iterator[TensorReport]:
+    """The tensors, the ternary ones with their distance from the original's."""
+    require_same_shapes(original, checkpoint, [tensor.hf_name for tensor in tensors if tensor.ternary])
+    reporter.stage(f"against {original.name}")
+    for done, tensor in enumerate(tensors):
+        reporter.advance(done, len(tensors))
+        yield _with_error(tensor, checkpoint, original) if tensor.ternary else tensor
+    reporter.advance(len(tensors), len(tensors))
+
+
+def _with_error(tensor: TensorReport, checkpoint: Checkpoint, original: Checkpoint) -> TensorReport:
+    weight = read_meant(checkpoint, tensor.hf_name)
+    return replace(tensor, error=relative_distance(original.read_weight(tensor.hf_name), weight))
+
+
+def _error_against(checkpoint: Checkpoint, original: Checkpoint | None) -> str | None:
+    if original is not None:
+        return original.name
+    return "its own latent weights" if checkpoint.kind == "latent" else None
 
 
 # ---- Hugging Face directories -------------------------------------------------------------------------------------
@@ -87,9 +119,9 @@ def _tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorRepor
     for done, name in enumerate(names):
         reporter.advance(done, len(names))
         if name in packed:
-            yield _packed(checkpoint, packed[name])
+            yield replace(_packed(checkpoint, packed[name]), hf_name=packed[name])
         elif name not in beside:
-            yield _stored(checkpoint, name)
+            yield replace(_stored(checkpoint, name), hf_name=name)
     reporter.advance(len(names), len(names))
 
 
@@ -100,7 +132,9 @@ def _stored(checkpoint: Checkpoint, name: str) -> TensorReport:
     means_ternary = {"latent": "latent ternary", "baked": "ternary values"}.get(checkpoint.kind)
     if means_ternary and checkpoint.is_ternary_module(name.removesuffix(".weight")):
         rounded = ternarize(values, checkpoint.scaling)
-        return _ternary(name, f"{dtype}, {means_ternary}", size, rounded.codes, rounded.scale)
+        told = _ternary(name, f"{dtype}, {means_ternary}", size, rounded.codes, rounded.scale)
+        latent = checkpoint.kind == "latent"
+        return replace(told, error=relative_distance(values, rounded.dequantize())) if latent else told
     return _plain(name, dtype, size, values)
 
 
@@ -116,9 +150,10 @@ def _packed(checkpoint: Checkpoint, name: str) -> TensorReport:
 
 def _gguf_tensors(checkpoint: Checkpoint, reporter: Reporter) -> Iterator[TensorReport]:
     tensors = open_gguf(checkpoint.path).tensors.values()
+    hf_names = {tensor.name: name for name, tensor in open_weights(checkpoint.path).stored.items()}
     for done, tensor in enumerate(tensors):
         reporter.advance(done, len(tensors))
-        yield _gguf_tensor(tensor)
+        yield replace(_gguf_tensor(tensor), hf_name=hf_names.get(tensor.name, ""))
     reporter.advance(len(tensors), len(tensors))
 
 
@@ -178,7 +213,7 @@ def _holds_codes(values: Tensor) -> bool:
 
 def _metadata(checkpoint: Checkpoint) -> Metadata:
     told = _gguf_metadata(checkpoint) if checkpoint.kind == "gguf" else _directory_metadata(checkpoint)
-    return told | _lineage_metadata(checkpoint)
+    return told | lineage_metadata(checkpoint)
 
 
 def _directory_metadata(checkpoint: Checkpoint) -> Metadata:
@@ -203,7 +238,8 @@ def _gguf_metadata(checkpoint: Checkpoint) -> Metadata:
     return {name: value for name, value in file.fields.items() if name not in hidden}
 
 
-def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
+def lineage_metadata(checkpoint: Checkpoint) -> Metadata:
+    """What bitconvert recorded of a model that it made, or nothing."""
     lineage = checkpoint.lineage
     if lineage is None:
         return {}
@@ -215,9 +251,3 @@ def _lineage_metadata(checkpoint: Checkpoint) -> Metadata:
         "lineage.tokens_seen": lineage.tokens_seen,
         "lineage.steps": lineage.steps,
     }
-
-
-def _file_bytes(checkpoint: Checkpoint) -> int:
-    is_gguf = checkpoint.kind == "gguf"
-    files = open_gguf(checkpoint.path).paths if is_gguf else checkpoint.path.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)

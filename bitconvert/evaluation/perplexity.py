@@ -206,10 +206,11 @@ def compare(scores: Scores, original: str) -> Comparison:
     if scores.original_nll is None or scores.kl is None or scores.agree is None:
         raise ValueError("these scores were made without an original")
     worse = scores.nll - scores.original_nll
-    ratio = _exp(float(worse.mean()))
+    ratio, original_ppl = _exp(float(worse.mean())), _exp(float(scores.original_nll.mean()))
     return Comparison(
         original=original,
-        original_ppl=_exp(float(scores.original_nll.mean())),
+        original_ppl=original_ppl,
+        original_stderr=original_ppl * standard_error(scores.original_nll),
         ppl_ratio=ratio,
         ppl_ratio_stderr=ratio * standard_error(worse),  # paired: what both find hard cancels out
         kl=float(scores.kl.mean()),

@@ -25,7 +25,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
 from bitconvert.models.baked import Baked, read_baked
 from bitconvert.models.families import Family, family_of
-from bitconvert.models.gguf_file import whole_set
+from bitconvert.models.gguf_file import open_gguf, whole_set
 from bitconvert.models.lineage import Lineage, read_lineage
 from bitconvert.models.location import HUB_FILE, locate
 from bitconvert.models.location import HUB_ID as HUB_ID
@@ -130,6 +130,12 @@ class Checkpoint:
     def max_context(self) -> int:
         """Tokens that the model was made for."""
         return int(self.complete.max_position_embeddings)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the weight files."""
+        files = open_gguf(self.path).paths if self.kind == "gguf" else self.path.glob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
 
     def require_context(self, tokens: int, hint: str) -> None:
         """Refuse more tokens than the model was made for.

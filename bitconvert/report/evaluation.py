@@ -1,4 +1,4 @@
-"""What ``eval``, ``inspect`` and ``generate`` tell when they are done."""
+"""What ``eval``, ``generate`` and ``compare`` tell when they are done."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Comparison:
     Attributes:
         original: the original as the user named it; always evaluated through torch.
         original_ppl: its perplexity.
+        original_stderr: the standard error of that, as of ``Perplexity``.
         ppl_ratio: the model's perplexity over the original's.
         ppl_ratio_stderr: its standard error, tokens paired.
         kl: mean KL(original || model) per token, in nats.
@@ -52,6 +53,7 @@ class Comparison:
 
     original: str
     original_ppl: float
+    original_stderr: float
     ppl_ratio: float
     ppl_ratio_stderr: float
     kl: float
@@ -83,74 +85,6 @@ class EvalReport:
 
 
 @dataclass(frozen=True)
-class ScaleSummary:
-    """The scales of one tensor: how many, and their mean, least and largest."""
-
-    count: int
-    mean: float
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """One tensor of a model.
-
-    Attributes:
-        name: as its file names it.
-        type: how it is stored: F32, BF16, TQ2_0, "latent ternary", "packed ternary" …
-        shape: (out, in) of the weight that it means, not of its bytes.
-        ternary: whether it means codes and scales: stored so, or to be rounded so.
-        parameters: number of weights.
-        bytes: what it takes in the file, its scales included.
-        bits_per_weight: the same per weight.
-        zero_fraction: share of zeros, 0 to 1: among the codes of a ternary tensor, among the values of another.
-        scale: of a ternary tensor, as it would be when rounded if it is latent; None otherwise.
-        kept: whether it is a linear's that was kept from being ternary.
-    """
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    ternary: bool
-    parameters: int
-    bytes: int
-    bits_per_weight: float
-    zero_fraction: float
-    scale: ScaleSummary | None
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class InspectReport:
-    """What ``bitconvert inspect`` found.
-
-    Attributes:
-        model: as the user named it.
-        kind: plain, latent, baked, packed or gguf.
-        metadata: what the files say about the model: architecture, sizes, tokenizer, lineage.
-        tensors: in the files' order.
-        parameters: weights of all tensors.
-        ternary_share: share of them that is ternary, 0 to 1.
-        file_bytes: size of the weight files.
-        bits_per_weight: bits of all tensors over all parameters.
-        linear_bits_per_weight: the same of the ternary and the kept matrices; 0 where there are none.
-        kept_bytes: what the kept matrices take.
-    """
-
-    model: str
-    kind: str
-    metadata: dict[str, str | int | float | bool]
-    tensors: tuple[TensorReport, ...]
-    parameters: int
-    ternary_share: float
-    file_bytes: int
-    bits_per_weight: float
-    linear_bits_per_weight: float
-    kept_bytes: int
-
-
-@dataclass(frozen=True)
 class GenerateReport:
     """What ``bitconvert generate`` wrote.
 
@@ -169,3 +103,57 @@ class GenerateReport:
     text: str
     temperature: float
     seed: int
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One model of a comparison.
+
+    Attributes:
+        model: as the user named it.
+        kind: plain, latent, baked, packed or gguf.
+        file_bytes: size of the weight files.
+        runtime: which program wrote the answers.
+        answers: one to each prompt, in their order.
+        ppl: on the held-out text, computed by torch; None without one, as all that follows.
+        ppl_stderr: its standard error if tokens were independent.
+        ppl_ratio: over the first model's perplexity.
+        kl: mean KL(first model || this one) per token, in nats; 0 for the first.
+        kl_stderr: its standard error.
+        top1_agreement: share of tokens, 0 to 1, for which both put the same one first.
+    """
+
+    model: str
+    kind: str
+    file_bytes: int
+    runtime: str
+    answers: tuple[str, ...]
+    ppl: float | None = None
+    ppl_stderr: float | None = None
+    ppl_ratio: float | None = None
+    kl: float | None = None
+    kl_stderr: float | None = None
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """What ``bitconvert compare`` found.
+
+    Attributes:
+        prompts: as the user gave them, without a chat template.
+        chat: whether they were put into each model's chat template.
+        temperature: 0 for the most probable token at each step.
+        seed: of the random numbers.
+        data: the held-out text's file or directory; None without one.
+        tokens_scored: of that text, by each model.
+        models: the reference first.
+    """
+
+    prompts: tuple[str, ...]
+    chat: bool
+    temperature: float
+    seed: int
+    data: str | None
+    tokens_scored: int
+    models: tuple[ComparedModel, ...]

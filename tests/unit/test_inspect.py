@@ -17,7 +17,7 @@ from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report.evaluation import InspectReport, TensorReport
+from bitconvert.report.inspection import InspectReport, TensorReport
 from bitconvert.report.reporter import Silent
 from bitconvert.ternary.quantize import ternarize
 from tests.models import write_gguf, write_model
