@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from bitconvert.models.checkpoint import Checkpoint
     from bitconvert.recipe import Recipe
     from bitconvert.report.reporter import Reporter
+
+
+class AnyRuntime(StrEnum):
+    """Who generates a text."""
+
+    auto = "auto"
+    torch = "torch"
+    llama_cpp = "llama.cpp"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]

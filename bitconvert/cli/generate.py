@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, Model, print_json
+from bitconvert.cli.arguments import AnyRuntime, Json, Model, print_json
 from bitconvert.models.location import locate
-
-
-class AnyRuntime(StrEnum):
-    """Who generates a text."""
-
-    auto = "auto"
-    torch = "torch"
-    llama_cpp = "llama.cpp"
 
 
 def generate(

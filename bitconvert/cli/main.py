@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from bitconvert.cli.compare import compare
 from bitconvert.cli.demo import demo
 from bitconvert.cli.evaluate import evaluate
 from bitconvert.cli.generate import generate
@@ -65,6 +66,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "generate": generate,
     "inspect": inspect,
+    "compare": compare,
     "demo": demo,
     "recipes": recipes,
 }

@@ -40,6 +40,16 @@ def check_generation(max_tokens: int, temperature: float) -> None:
         raise UsageError(f"--temperature is {temperature}", "give 0 for the most probable text, or more")
 
 
+def check_comparison(models: Sequence[str]) -> None:
+    """Refuse a comparison of a model with nothing.
+
+    Raises:
+        UsageError: there are fewer than two.
+    """
+    if len(models) < 2:
+        raise UsageError("one model cannot be compared", "give the original first, then those made from it")
+
+
 def check_inspection(other: str | None, against: str | None, energy: bool, plot: Path | None) -> None:
     """Refuse arguments of ``inspect`` that contradict each other, and pictures of unknown kinds.
 

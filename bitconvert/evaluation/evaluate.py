@@ -163,17 +163,18 @@ def _original(
     original = _loaded(open_checkpoint(name), reporter).as_subject(name)
     theirs = conditions.tokens(original)
     if theirs.ids.tolist() != tokens.ids.tolist():
-        raise _incomparable(subject, original, "their tokenizers cut the text differently")
+        raise incomparable(subject.name, original.name, "their tokenizers cut the text differently")
     probe = tokens.ids[:2].unsqueeze(0)
     sizes = [next(one.predict(probe, 1)).shape[-1] for one in (subject, original)]
     if sizes[0] != sizes[1]:
-        raise _incomparable(subject, original, f"their vocabularies hold {sizes[0]} and {sizes[1]} tokens")
+        raise incomparable(subject.name, original.name, f"their vocabularies hold {sizes[0]} and {sizes[1]} tokens")
     return original
 
 
-def _incomparable(subject: Subject, original: Subject, why: str) -> BitconvertError:
+def incomparable(model: str, original: str, why: str) -> BitconvertError:
+    """The error of two models whose probabilities are not of the same tokens."""
     return BitconvertError(
-        f"{subject.name} cannot be compared with {original.name}: {why}",
+        f"{model} cannot be compared with {original}: {why}",
         "give the model that this one was made from; bits per byte compare across vocabularies",
     )
 

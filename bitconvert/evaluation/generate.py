@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -51,24 +52,45 @@ def generate(
     reporter = reporter or Silent()
     check_generation(max_tokens, temperature)
     checkpoint = open_checkpoint(name)
-    text = _in_template(checkpoint, prompt) if chat else prompt
-    wish = _Wish(text, chat, max_tokens, temperature, seed)
-    reporter.stage(f"generate with {name}")
-    if _choose(checkpoint, runtime) == "llama.cpp":
-        ran, written = _by_llama_cpp(checkpoint, wish, threads)
-    else:
-        ran, written = "torch", _by_torch(checkpoint, wish)
-    return GenerateReport(name, ran, text, written, temperature, seed)
+    wish = Wish(chat, max_tokens, temperature, seed)
+    (report,) = generate_all(checkpoint, [prompt], wish, runtime=runtime, threads=threads, reporter=reporter)
+    return report
 
 
-class _Wish(NamedTuple):
-    """What is to be written: ``generate``'s arguments, ``text`` being the prompt as the model gets it."""
+class Wish(NamedTuple):
+    """What is to be written, whatever the prompt: see ``generate``."""
 
-    text: str
     chat: bool
     max_tokens: int
     temperature: float
     seed: int
+
+
+def generate_all(
+    checkpoint: Checkpoint,
+    prompts: Sequence[str],
+    wish: Wish,
+    *,
+    runtime: Choice = "auto",
+    threads: int | None = None,
+    reporter: Reporter,
+) -> list[GenerateReport]:
+    """``generate`` for several prompts, each from an empty context, with the model loaded once.
+
+    Raises:
+        BitconvertError: as ``generate``.
+        UsageError: likewise.
+    """
+    texts = prompt_texts(checkpoint, prompts, wish.chat)
+    reporter.stage(f"generate with {checkpoint.name}")
+    if _choose(checkpoint, runtime) == "llama.cpp":
+        ran, written = _by_llama_cpp(checkpoint, texts, wish, threads)
+    else:
+        ran, written = "torch", _by_torch(checkpoint, texts, wish)
+    return [
+        GenerateReport(checkpoint.name, ran, text, told, wish.temperature, wish.seed)
+        for text, told in zip(texts, written, strict=True)
+    ]
 
 
 def _choose(checkpoint: Checkpoint, runtime: Choice) -> Choice:
@@ -79,22 +101,31 @@ def _choose(checkpoint: Checkpoint, runtime: Choice) -> Choice:
     return "llama.cpp" if llama_cpp_reads(checkpoint) and has_llama_cpp() else "torch"
 
 
-def _by_llama_cpp(checkpoint: Checkpoint, wish: _Wish, threads: int | None) -> tuple[str, str]:
+def _by_llama_cpp(checkpoint: Checkpoint, texts: list[str], wish: Wish, threads: int | None) -> tuple[str, list[str]]:
     """llama.cpp's name, and what it wrote."""
     tokenizer = checkpoint.tokenizer()
-    prompt_tokens = len(tokenizer(wish.text, add_special_tokens=not wish.chat)["input_ids"])
-    room = _room(checkpoint, prompt_tokens, wish.max_tokens)
-    with open_runtime(checkpoint.path, room, threads=threads) as runtime:
+    lengths = [len(tokenizer(text, add_special_tokens=not wish.chat)["input_ids"]) for text in texts]
+    rooms = [_room(checkpoint, length, wish.max_tokens) for length in lengths]
+    with open_runtime(checkpoint.path, max(rooms), threads=threads) as runtime:
         # Templates write BOS themselves, and llama.cpp would add another.
-        text = _without_bos(wish.text, tokenizer) if wish.chat and runtime.add_bos else wish.text
-        written = runtime.generate(text, room - prompt_tokens, wish.temperature, wish.seed)
+        without_bos = wish.chat and runtime.add_bos
+        written = [
+            runtime.generate(
+                _without_bos(text, tokenizer) if without_bos else text, room - length, wish.temperature, wish.seed
+            )
+            for text, length, room in zip(texts, lengths, rooms, strict=True)
+        ]
         return f"{runtime.name} {runtime.version}", written
 
 
-def _by_torch(checkpoint: Checkpoint, wish: _Wish) -> str:
+def _by_torch(checkpoint: Checkpoint, texts: list[str], wish: Wish) -> list[str]:
     """What torch wrote."""
     loaded = TorchModel.load(checkpoint)
-    encoded = loaded.tokenizer(wish.text, add_special_tokens=not wish.chat, return_tensors="pt")
+    return [_written_by(loaded, checkpoint, text, wish) for text in texts]
+
+
+def _written_by(loaded: TorchModel, checkpoint: Checkpoint, text: str, wish: Wish) -> str:
+    encoded = loaded.tokenizer(text, add_special_tokens=not wish.chat, return_tensors="pt")
     ids = encoded["input_ids"].long().to(loaded.model.device)
     room = _room(checkpoint, ids.shape[1], wish.max_tokens)
     if ids.shape[1] == 0:
@@ -113,6 +144,15 @@ def _room(checkpoint: Checkpoint, prompt_tokens: int, max_tokens: int) -> int:
             f"the prompt of {prompt_tokens} tokens fills the model's context of {limit}", "give a shorter prompt"
         )
     return min(limit, prompt_tokens + max_tokens)
+
+
+def prompt_texts(checkpoint: Checkpoint, prompts: Sequence[str], chat: bool) -> list[str]:
+    """Prompts as the model gets them.
+
+    Raises:
+        BitconvertError: they are to be put into a chat template, and there is none.
+    """
+    return [_in_template(checkpoint, prompt) for prompt in prompts] if chat else list(prompts)
 
 
 def _in_template(checkpoint: Checkpoint, message: str) -> str:
