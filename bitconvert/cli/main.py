@@ -15,6 +15,7 @@ import typer
 
 from bitconvert.cli.compare import compare
 from bitconvert.cli.demo import demo
+from bitconvert.cli.doctor import doctor
 from bitconvert.cli.evaluate import evaluate
 from bitconvert.cli.generate import generate
 from bitconvert.cli.inspect import inspect
@@ -69,6 +70,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "demo": demo,
     "recipes": recipes,
+    "doctor": doctor,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
