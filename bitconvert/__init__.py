@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitconvert.doctor import doctor
     from bitconvert.errors import BitconvertError
+    from bitconvert.evaluation.compare import compare
+    from bitconvert.evaluation.difference import difference
     from bitconvert.evaluation.evaluate import evaluate
     from bitconvert.evaluation.generate import generate
     from bitconvert.evaluation.inspect import inspect
@@ -31,6 +34,9 @@ _HOMES = {
     "Scaling": "bitconvert.recipe",
     "Silent": "bitconvert.report.reporter",
     "TernaryTensor": "bitconvert.ternary.quantize",
+    "compare": "bitconvert.evaluation.compare",
+    "difference": "bitconvert.evaluation.difference",
+    "doctor": "bitconvert.doctor",
     "evaluate": "bitconvert.evaluation.evaluate",
     "generate": "bitconvert.evaluation.generate",
     "inspect": "bitconvert.evaluation.inspect",
@@ -51,6 +57,9 @@ __all__ = [
     "Scaling",
     "Silent",
     "TernaryTensor",
+    "compare",
+    "difference",
+    "doctor",
     "evaluate",
     "generate",
     "inspect",

@@ -44,7 +44,7 @@ def plot_tensors(report: InspectReport, picture: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    lines = _lines(report)
+    lines = tensors_by_kind(report)
     figure = Figure(figsize=(10, 9), layout="constrained")
     zeros, scale, error = figure.subplots(3, 1, sharex=True)
     figure.suptitle(f"{report.model} ({report.kind}): {sum(map(len, lines.values()))} ternary matrices")
@@ -75,7 +75,12 @@ def _draw(axes: Axes, lines: Lines, value: Callable[[TensorReport], float | None
         axes.plot(layers, heights, color=color, marker=marker, label=kind, linewidth=1.2, markersize=4)
 
 
-def _lines(report: InspectReport) -> Lines:
+def tensors_by_kind(report: InspectReport) -> Lines:
+    """The ternary linears of a model by kind and layer, in the order in which a token passes them.
+
+    Raises:
+        BitconvertError: there is none.
+    """
     found: Lines = {}
     for tensor in report.tensors:
         place = re.fullmatch(r"model\.layers\.(\d+)\..*?(\w+?)(?:_proj)?\.weight", tensor.hf_name)

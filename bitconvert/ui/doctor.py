@@ -30,7 +30,6 @@ def _show_group(title: str, findings: tuple[Finding, ...]) -> None:
     for finding in findings:
         mark, style = _MARKS[finding.state]
         remedy = Text(f"\n{finding.remedy}", "cyan") if finding.remedy else Text()
-        cells = (Text(mark, style), finding.name, Text(finding.found) + remedy, *(Text(finding.use) for _ in use))
-        table.add_row(*cells)
+        table.add_row(Text(mark, style), finding.name, Text(finding.found) + remedy, *(Text(finding.use) for _ in use))
     stdout.print(table)
     stdout.print()

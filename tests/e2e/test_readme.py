@@ -46,7 +46,8 @@ def test_its_commands_on_a_real_model_run_in_order(tmp_path: Path, story: Path) 
         done = run([sys.executable, "-m", *words, *small], tmp_path)
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[1])
-    assert ran == ["plan", "warmup", "pack", "eval", "generate", "inspect", "eval"]
+    looks = ["generate", "inspect", "eval", "compare", "inspect", "inspect"]
+    assert ran == ["doctor", "plan", "warmup", "pack", "eval", *looks]
 
 
 def test_its_python_runs(tmp_path: Path) -> None:

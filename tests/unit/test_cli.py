@@ -16,7 +16,19 @@ import pytest
 from bitconvert.cli import main as cli
 from bitconvert.training.warmup import partial_directory
 
-COMMANDS = ("warmup", "plan", "pack", "unpack", "eval", "generate", "inspect", "recipes", "demo")
+COMMANDS = (
+    "warmup",
+    "plan",
+    "pack",
+    "unpack",
+    "eval",
+    "generate",
+    "inspect",
+    "compare",
+    "recipes",
+    "demo",
+    "doctor",
+)
 
 TINY = ["training.tokens=256", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64"]
 SETS = [word for override in TINY for word in ("--set", override)]
@@ -246,11 +258,27 @@ def test_what_is_wrong_with_arguments_is_told_without_torch(story: Path) -> None
         "--ppl needs a text": ["eval", "x", "--ppl"],
         "through torch only": ["eval", "x", "--tasks", "arc", "--runtime", "llama.cpp"],
         "--temperature is nan": ["generate", "x", "--prompt", "y", "--temperature", "nan"],
+        "one model cannot be compared": ["compare", "owner/x"],
+        f"error: {nowhere}: no such file or directory\n": ["compare", "owner/x", "owner/y", nowhere],
+        "error: /no/prompts.txt: no such file": ["compare", "owner/x", "owner/y", "--prompts", "/no/prompts.txt"],
+        "--energy and --plot tell of one model": ["inspect", "owner/x", "owner/y", "--energy"],
+        "--plot picture.bmp: not a kind": ["inspect", "owner/x", "--plot", "picture.bmp"],
         "--max-shard-size: ": ["pack", "x", "--format", "f16", "--max-shard-size", "-1"],
     }
     said = said_without(["torch", "transformers"], list(expected.values()))
     for words, outcome in zip(expected, said, strict=True):
         assert words in outcome
+
+
+def test_the_doctor_helps_where_torch_does_not_import() -> None:
+    told, document = said_without(["torch"], [["doctor"], ["doctor", "--json"]])
+    assert re.search(r"✗ +torch +\S+ does not import", told)
+    assert re.search(r"error: bitconvert needs what does not work here: .*torch", told)
+    assert re.search(r"hint: pip install --upgrade '\w+>=", told)
+    report = json.loads(document[: document.index("\n}\n") + 2])
+    assert report["healthy"] is False
+    assert {finding["name"]: finding["state"] for finding in report["needed"]}["rich"] == "ok"
+    assert report["disk"][0]["state"] == "ok"
 
 
 @pytest.mark.slow
@@ -261,6 +289,39 @@ def test_help_is_fast() -> None:
         subprocess.run([sys.executable, "-m", "bitconvert", "--help"], capture_output=True, check=True)
         times.append(time.monotonic() - started)
     assert min(times) < 0.3
+
+
+def test_two_models_are_compared_in_words(bitconvert, ternary: Path, smollm: Path, story: Path) -> None:
+    arguments = ("compare", smollm, ternary, "--prompt", "The [quick] brown", "--max-tokens", 4)
+    outcome = bitconvert(*arguments, "--data", story)
+    assert outcome.code == 0, outcome.err
+    assert "The [quick] brown" in outcome.out
+    assert re.search(r"plain +torch.*100\.00%\n", outcome.out)
+    assert re.search(r"latent +torch .* ± .* ± .*%\n", outcome.out)
+    document = json.loads(bitconvert(*arguments, "--json").out)
+    assert [model["kind"] for model in document["models"]] == ["plain", "latent"]
+
+
+def test_what_differs_is_told_and_exits_with_0(bitconvert, ternary: Path, smollm: Path) -> None:
+    outcome = bitconvert("inspect", smollm, ternary)
+    assert outcome.code == 0, outcome.err
+    assert "lineage.source: nothing -> " in outcome.out
+    assert re.search(r"\d+ tensors hold other values, \d+ the same", outcome.out)
+    assert json.loads(bitconvert("inspect", ternary, ternary, "--json").out)["changed_codes"] == 0.0
+
+
+def test_energy_and_a_picture(bitconvert, ternary: Path, smollm: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "tiny.png"
+    outcome = bitconvert("inspect", ternary, "--energy", "--plot", picture, "--against", smollm)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"ternary linears +INT8 additions", outcome.out)
+    assert "arXiv 2402.17764" in outcome.out
+    assert f"against {smollm}" in outcome.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert list(picture.parent.iterdir()) == [picture]
+    refused = bitconvert("inspect", smollm, "--plot", tmp_path / "none.png")
+    assert (refused.code, (tmp_path / "none.png").exists()) == (1, False)
+    assert "none of its linear layers is ternary" in refused.error()
 
 
 # ---- it does not ----

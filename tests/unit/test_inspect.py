@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.inspect import inspect
+from bitconvert.evaluation.plot import plot_tensors, tensors_by_kind
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import Lineage
@@ -176,3 +177,39 @@ def test_a_truncated_file_is_an_error(smollm: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(BitconvertError, match=r"tiny\.gguf"):
         inspect(str(path))
+
+
+# ---- the picture ----
+
+
+def drawn(report: InspectReport, picture: Path) -> str:
+    """The words of a picture: matplotlib leaves each as a comment beside its outlines."""
+    plot_tensors(report, picture)
+    return picture.read_text(encoding="utf-8")
+
+
+def test_the_picture_names_its_lines_in_the_order_of_a_layer(latent: Path, tmp_path: Path) -> None:
+    words = drawn(inspect(str(latent)), tmp_path / "latent.svg")
+    kinds = ("q", "k", "v", "o", "gate", "up", "down")
+    places = [words.index(f"<!-- {kind} -->") for kind in kinds]
+    assert places == sorted(places)
+    assert "(latent): 14 ternary matrices" in words
+    assert "relative error against its own latent weights" in words
+    assert "not measured" not in words
+
+
+def test_the_picture_says_what_was_not_measured(latent: Path, tmp_path: Path) -> None:
+    words = drawn(inspect(packed(latent, "tq2_0", tmp_path)), tmp_path / "packed.svg")
+    assert "not measured: name what it came from with --against" in words
+    assert "<!-- gate -->" in words
+
+
+def test_a_layer_that_is_kept_leaves_a_gap(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny", "smollm2", layers=3)
+    kept = ("model.layers.1.mlp.up_proj",)
+    Lineage(source="somewhere", lam=1.0, scaling=Scaling(), kept=kept, tokens_seen=0).save(model)
+    lines = tensors_by_kind(inspect(str(model)))
+    assert {kind: list(line) for kind, line in lines.items() if kind in ("up", "down")} == {
+        "up": [0, 2],
+        "down": [0, 1, 2],
+    }
