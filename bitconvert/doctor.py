@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: a package that does not import is what thi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -129,7 +130,8 @@ def _imported(package: str) -> tuple[str, State]:
     except importlib.metadata.PackageNotFoundError:
         return "not installed", "missing"
     try:
-        importlib.import_module(_MODULES.get(package, package.replace("-", "_")))
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the report
+            importlib.import_module(_MODULES.get(package, package.replace("-", "_")))
     except Exception as error:  # what a broken package raises is its own choice
         return f"{version} does not import: {_one_line(error)}", "broken"
     return version, "ok"
