@@ -50,9 +50,9 @@ OPTIONAL = (
     Part("bitsandbytes", "optimizer.name: adamw8bit", "'bitconvert[optim8bit]'"),
     Part("lm-eval", "eval --tasks", "'bitconvert[tasks]'"),
     Part("compressed-tensors", "load --format compressed-tensors in transformers", "compressed-tensors"),
-    Part("tensorboard", "training.trackers: [tensorboard]", "tensorboard"),
-    Part("trackio", "training.trackers: [trackio]", "trackio"),
-    Part("wandb", "training.trackers: [wandb]", "wandb"),
+    Part("tensorboard", "warmup --tracker tensorboard", "'bitconvert[tensorboard]'"),
+    Part("trackio", "warmup --tracker trackio", "'bitconvert[trackio]'"),
+    Part("wandb", "warmup --tracker wandb", "'bitconvert[wandb]'"),
 )
 
 _PROGRAMS = {
