@@ -11,6 +11,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.arguments import check_generation
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
+from bitconvert.models.chat import in_chat_template
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.generation import continuations
 from bitconvert.report.evaluation import GenerateReport
@@ -150,17 +151,12 @@ def prompt_texts(checkpoint: Checkpoint, prompts: Sequence[str], chat: bool) -> 
     """Prompts as the model gets them.
 
     Raises:
-        BitconvertError: they are to be put into a chat template, and there is none.
+        BitconvertError: they are to be put into a chat template, and there is none, or it cannot be trusted.
     """
-    return [_in_template(checkpoint, prompt) for prompt in prompts] if chat else list(prompts)
-
-
-def _in_template(checkpoint: Checkpoint, message: str) -> str:
+    if not chat:
+        return list(prompts)
     tokenizer = checkpoint.tokenizer()
-    if tokenizer.chat_template is None:
-        raise BitconvertError(f"{checkpoint.name}: it has no chat template", "leave --chat out: it continues a text")
-    messages = [{"role": "user", "content": message}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return [in_chat_template(tokenizer, prompt, checkpoint.name) for prompt in prompts]
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerFast) -> str:

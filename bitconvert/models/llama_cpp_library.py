@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bitconvert.errors import BitconvertError
+from bitconvert.models.child import child_command, child_environment
 
 INSTALL = "pip install 'bitconvert[llamacpp]', or set LLAMA_CPP_LIB to a libllama shared library of your own"
 
@@ -48,12 +49,10 @@ def start_child(module: str, library: Path, *arguments: str, log: Any) -> subpro
         arguments: for its command line.
         log: where its stderr goes, as for ``subprocess.Popen``.
     """
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "GGML_NO_BACKTRACE": "1"}
+    env = child_environment(GGML_NO_BACKTRACE="1")
     if sys.platform == "win32":
         env["PATH"] = f"{library.parent}{os.pathsep}{env.get('PATH', '')}"
-    # -P: a module of its folder must not shadow one of the standard library
-    command = [sys.executable, "-P", "-m", module, *arguments]
+    command = child_command(module, *arguments)
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=env)
 
 
