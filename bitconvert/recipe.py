@@ -17,6 +17,9 @@ from bitconvert.errors import UsageError
 FIT_BELOW, IMITATE_BELOW = 0.15, 0.1
 """Tokens a parameter up to which a block-wise fit, and more of the KL, do better (docs/results/quality)."""
 
+_LONGEST_RECIPE = 2**20  # characters
+_SHOWN = 80  # characters of an override that is wrong
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -356,7 +359,7 @@ def recipe_directory() -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})", "mend the file") from error
     if values is None:
@@ -384,13 +387,46 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _yaml_value(override: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = _parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
+        shown = override if len(override) <= _SHOWN else f"{override[:_SHOWN]}…"
+        raise UsageError(f"--set {shown}: the value is not valid YAML", "quote it") from error
     try:
         return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-3 as text
     except ValueError:
         return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML that says each thing once: no aliases, which a few lines can multiply to billions, and no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse ``*name``."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there already."""
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is said twice", key_node.start_mark)
+            keys.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str) -> Any:
+    if len(text) > _LONGEST_RECIPE:
+        raise yaml.YAMLError(f"{len(text)} characters are too many for a recipe")
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except (ValueError, OverflowError) as error:  # what looks like a date or a number, and is none
+        raise yaml.YAMLError(str(error)) from error
 
 
 def _tell(problem: Any) -> str:

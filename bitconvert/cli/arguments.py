@@ -26,6 +26,9 @@ class AnyRuntime(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run wrote to --output, once all is written.")
+]
 Model = Annotated[
     str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
 ]
@@ -63,7 +66,8 @@ def warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
 def beside_name(model: str) -> str:
     """What is made of a model, and lies beside it, is called after this."""
     path = Path(model).expanduser()
-    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", (path.resolve() if path.exists() else path).name)
+    name = path.resolve().name if path.exists() else Path(re.sub("@[^/]*", "", model)).name
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name)
 
 
 def beside(checkpoint: Checkpoint) -> Path:

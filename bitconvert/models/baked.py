@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from bitconvert.models.lineage import Origin
 from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Scaling
 
@@ -21,7 +22,8 @@ class Baked(BaseModel):
 
     Attributes:
         title: what the model calls itself, whatever its files are called.
-        source: the file that was unpacked, as the user named it.
+        source: the file that was unpacked, as the user named it, without its revision.
+        origin: that file's hash.
         license: of the model, as it names it itself; empty where it does not.
         scaling: which weights share a scale. Nothing is estimated again: ternary weights keep their scales.
     """
@@ -30,6 +32,7 @@ class Baked(BaseModel):
 
     title: str
     source: str
+    origin: Origin = Field(default_factory=Origin)
     license: str = ""
     scaling: Scaling
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,12 +22,13 @@ from yaml import YAMLError
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models import gguf_source, tokenizers
-from bitconvert.models.baked import Baked, read_baked
+from bitconvert.models.baked import BAKED_FILE, Baked, read_baked
 from bitconvert.models.families import Family, family_of
 from bitconvert.models.gguf_file import open_gguf, whole_set
-from bitconvert.models.lineage import Lineage, read_lineage
-from bitconvert.models.location import HUB_FILE, locate
+from bitconvert.models.lineage import LINEAGE_FILE, Lineage, Origin, read_lineage
 from bitconvert.models.location import HUB_ID as HUB_ID
+from bitconvert.models.location import HubName, hub_name, locate, require_own_files, revision_of
+from bitconvert.models.manifest import hashes
 from bitconvert.models.packed import (
     has_int8_activations,
     is_readable,
@@ -37,6 +37,7 @@ from bitconvert.models.packed import (
     unpack,
     unpacked_shape,
 )
+from bitconvert.models.record import read_json_object
 from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import BitLinear, freeze_ternary, insert_bitlinear
 from bitconvert.ternary.blocks import all_finite
@@ -46,10 +47,28 @@ Kind = Literal["plain", "latent", "baked", "packed", "gguf"]
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_PICKLED = ("pytorch_model.bin*", "pytorch_model-*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 _NEEDLESS = ("rotary_emb.inv_freq", "lm_head.weight")  # written by older programs: computed anew, tied to the embedding
 _WEIGHTS_AT_ONCE = 2**24  # of a tensor that is read in parts
 _MOST_LAYERS = 10_000  # many times those of any model; a damaged count would build empty layers for hours
+_SIZES = (
+    *("hidden_size", "intermediate_size", "head_dim", "vocab_size", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
+_LARGEST_SIZE = 2**31 - 1
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PACKED = ("U8", "I8", "I32", "I64")  # codes, and the shapes of what they stand for
+_BESIDE_WEIGHTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    LINEAGE_FILE,
+    BAKED_FILE,
+)
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
 
 
@@ -59,6 +78,7 @@ class Checkpoint:
     Attributes:
         name: the model as the user named it.
         path: the local directory, or the GGUF file.
+        revision: the hub's commit of it; empty for a model that does not come from there.
         kind: plain (float weights), latent (float weights that mean ternary ones), baked (float weights that are
             ternary and say so), packed (codes and scales), gguf.
         config: ``config.json`` as a dictionary (for GGUF, the same keys derived from its metadata).
@@ -73,7 +93,10 @@ class Checkpoint:
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
+        self.revision = revision_of(path)
         is_gguf = path.is_file()
+        if not is_gguf:
+            require_own_files(path)
         self.config = gguf_source.gguf_config(path) if is_gguf else _read_config(path)
         self.family: Family = family_of(self.config, name)
         self.rounding = Scaling(estimator="absmean")
@@ -106,7 +129,22 @@ class Checkpoint:
     @property
     def base_name(self) -> str:
         """The model's name without the way to it; files made of it are called so."""
-        return Path(self.name).expanduser().resolve().name
+        return Path(self.unpinned_name).expanduser().resolve().name
+
+    @property
+    def unpinned_name(self) -> str:
+        """The model as the user named it, without the revision, of which ``revision`` knows more."""
+        named = None if Path(self.name).expanduser().exists() else hub_name(self.name)
+        return "/".join(filter(None, (named.repository, named.file))) if named else self.name
+
+    def origin(self) -> Origin:
+        """The files that decide what the model computes and how it reads text, hashed: about a second a gigabyte."""
+        if self.kind == "gguf":
+            files = list(open_gguf(self.path).paths)
+        else:
+            beside = [self.path / name for name in (_INDEX, *_BESIDE_WEIGHTS)]
+            files = [*sorted(set(self._files.values())), *(file for file in beside if file.is_file())]
+        return Origin(revision=self.revision, files={file.name: digest for file, digest in hashes(files).items()})
 
     @property
     def license(self) -> str:
@@ -172,6 +210,7 @@ class Checkpoint:
             raise BitconvertError(f"{self.name}: tensor {name} is missing", "download or pack the model again")
         with open_safetensors(self._files[name]) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
+        self._require_floats(name)
         _check_finite(self.name, name, tensor)
         return tensor
 
@@ -181,6 +220,7 @@ class Checkpoint:
         Raises:
             BitconvertError: as ``read``.
         """
+        self._require_floats(name)
         for rows in read_rows(self._files[name], name):
             _check_finite(self.name, name, rows)
             yield rows
@@ -197,6 +237,8 @@ class Checkpoint:
             return self.fitting(self._gguf.shapes())
         beside = {part for parts in self.packed.values() for part in parts[1:]}
         weight_of = {parts[0]: weight for weight, parts in self.packed.items()}
+        for name in self.tensor_names():
+            self._require_floats(name)
         names = [weight_of.get(name, name) for name in self.tensor_names() if name not in beside]
         return self.fitting({name: self._meant_shape(name) for name in names})
 
@@ -248,6 +290,15 @@ class Checkpoint:
                     f"{self.name}: tensor {name}_scale is missing", "download or pack the model again"
                 )
         return {name: parts for name, parts in found.items() if self._is_linear(name)}
+
+    def _require_floats(self, name: str) -> None:
+        """Refuse a tensor of numbers that mean others, unless it is a part of what the config says is packed."""
+        dtype = self.dtype(name)
+        if dtype not in _FLOATS and not (self.kind == "packed" and dtype in _PACKED):
+            raise BitconvertError(
+                f"{self.name}: tensor {name} is {dtype}, which is not a type of plain weights",
+                f"give the original, unquantized model; its weights are {', '.join(_FLOATS)}",
+            )
 
     def _is_linear(self, name: str) -> bool:
         return self.is_ternary_module(name.removesuffix(".weight"))
@@ -317,10 +368,16 @@ class Checkpoint:
     # ---- whole models ---------------------------------------------------------------------------------------------
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer, with the pre-tokenizer that the model was trained with."""
-        return (
-            gguf_source.load_gguf_tokenizer(self.path) if self.kind == "gguf" else tokenizers.load_tokenizer(self.path)
-        )
+        """The tokenizer, with the pre-tokenizer that the model was trained with.
+
+        Raises:
+            BitconvertError: it is missing or damaged, or knows more tokens than the model.
+        """
+        is_gguf = self.kind == "gguf"
+        tokenizer = gguf_source.load_gguf_tokenizer(self.path) if is_gguf else tokenizers.load_tokenizer(self.path)
+        with tokenizers.tokenizer_damage(f"{self.name}: its tokenizer is damaged"):
+            tokenizers.require_rows(tokenizer, self.complete.vocab_size)
+        return tokenizer
 
     def load_latent(self) -> PreTrainedModel:
         """The model in float32 for training: every linear still a plain nn.Linear.
@@ -355,6 +412,7 @@ class Checkpoint:
 
     def _require_latent(self, name: str, weight: Tensor) -> None:
         stored = gguf_source.activation_blocks(self.path) if self.kind == "gguf" else {}
+        require_alive(self.name, name, weight)
         if name in stored or (self.kind != "baked" and is_baked(weight)):
             raise _no_latent_weights(f"{self.name}: tensor {name} already is ternary (baked)")
 
@@ -402,6 +460,7 @@ class Checkpoint:
                 model.generation_config = GenerationConfig.from_pretrained(self.path)
         except Exception as error:  # as for the config: exceptions of many kinds
             reason = " ".join(str(error).split()) or type(error).__name__
+            reason = "nested too deeply" if isinstance(error, RecursionError) else reason
             raise BitconvertError(
                 f"{self.name}: its generation_config.json does not load ({reason})", "download the file again"
             ) from error
@@ -452,6 +511,7 @@ class Checkpoint:
             model = _load_directory(self)
         for name, tensor in model.state_dict().items():
             _check_finite(self.name, name, tensor)
+        require_alive(self.name, "model.embed_tokens.weight", model.get_parameter("model.embed_tokens.weight"))
         return model
 
 
@@ -461,20 +521,25 @@ def open_checkpoint(name: str) -> Checkpoint:
     Raises:
         BitconvertError: it is not there, or not a model that bitconvert can read.
     """
-    return Checkpoint(name, locate(name) or _download(name))
+    path = locate(name)
+    if path is None:
+        named = hub_name(name)
+        assert named is not None, "locate lets no other names through"
+        path = _download(name, named)
+    return Checkpoint(name, path)
 
 
-def _download(name: str) -> Path:
-    """Fetch ``owner/model`` (or ``owner/model/file.gguf``) from the hub, weights and tokenizer only."""
+def _download(name: str, named: HubName) -> Path:
+    """Fetch a model from the hub: safetensors and what is beside them, or the GGUF file that was asked for."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    gguf = re.fullmatch(HUB_FILE, name)
+    repository, revision, file = named
     try:
-        if gguf:
-            parts = [part.as_posix() for part in whole_set(Path(gguf[2]))]
-            return {part: Path(hf_hub_download(gguf[1], part)) for part in parts}[gguf[2]]
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        if file:
+            parts = [part.as_posix() for part in whole_set(Path(file))]
+            return {part: Path(hf_hub_download(repository, part, revision=revision)) for part in parts}[file]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BitconvertError(
             f"{name}: neither a local path nor to be had from the Hugging Face hub",
@@ -486,13 +551,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.exists():
         raise BitconvertError(f"{path}: missing", "a Hugging Face model directory holds config.json and *.safetensors")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BitconvertError(f"{path}: not valid JSON ({error})", "download the file again") from error
-    if not isinstance(config, dict):
-        raise BitconvertError(f"{path}: not a JSON object", "download the file again")
-    return config
+    return read_json_object(path, "download the file again")
 
 
 def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedConfig:
@@ -509,7 +568,29 @@ def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedCo
     known = {key: value for key, value in config.items() if key not in unsaid}
     with _bad_config_named(name):
         complete: PreTrainedConfig = AutoConfig.for_model(family.model_type, **known)
+    _require_possible(name, complete)
     return complete
+
+
+def _require_possible(name: str, config: PreTrainedConfig) -> None:
+    """Refuse numbers that no model has, before they are divided by, allocated or written into other files."""
+    for key, value in _numbers(config.to_dict()):
+        is_size, is_base = key in _SIZES, key == "rope_theta"
+        if (is_size and not 0 < value <= _LARGEST_SIZE) or (is_base and value <= 0) or not math.isfinite(value):
+            raise BitconvertError(
+                f"{name}: its configuration says that {key} is {value}", "download the original again"
+            )
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every number in a configuration, with its key; those of a list have the key of the list."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int | float):
+                yield key, one
 
 
 @contextmanager
@@ -549,7 +630,7 @@ def _card_license(card: Path) -> str:
     """``license`` in the YAML header of a model card."""
     try:
         header = metadata_load(card) if card.exists() else None
-    except (ValueError, OSError, UnicodeDecodeError, YAMLError):
+    except (ValueError, OSError, RecursionError, YAMLError):
         return ""  # a card is prose: what is wrong with it must not keep anybody from training
     named = header.get("license") if isinstance(header, dict) else None
     return named if isinstance(named, str) else ""
@@ -557,11 +638,14 @@ def _card_license(card: Path) -> str:
 
 def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
     """Each tensor's name and the file that holds it, from the weight index or the single file."""
-    index = directory / _INDEX
+    index, weights = directory / _INDEX, directory / _WEIGHTS
+    if index.exists() and weights.exists():
+        raise BitconvertError(
+            f"{directory}: holds both {_WEIGHTS} and {_INDEX}", "remove the one that is not the model's"
+        )
     if index.exists():
         yield from _indexed_files(index)
         return
-    weights = directory / _WEIGHTS
     if not weights.exists():
         raise _no_safetensors(directory)
     with open_safetensors(weights) as tensors:
@@ -569,10 +653,9 @@ def _tensor_files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
-    try:
-        weight_map: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BitconvertError(f"{index}: not a weight index ({error})", "download the file again") from error
+    weight_map = read_json_object(index, "download the file again").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise BitconvertError(f"{index}: not a weight index (no weight_map)", "download the file again")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BitconvertError(f"{index}: not a weight index (a shard has no name)", "download the file again")
     for shard in sorted(set(weight_map.values())):
@@ -582,7 +665,17 @@ def _indexed_files(index: Path) -> Iterator[tuple[str, Path]]:
             raise BitconvertError(
                 f"{index.parent / shard}: missing, but named in {index.name}", "download the model again"
             )
+        _require_as_indexed(index.parent / shard, {name for name, file in weight_map.items() if file == shard})
     yield from ((name, index.parent / shard) for name, shard in weight_map.items())
+
+
+def _require_as_indexed(shard: Path, named: set[str]) -> None:
+    """A tensor of which there are two is another model for each reader that takes another one."""
+    with open_safetensors(shard) as tensors:
+        held = set(tensors.keys())
+    for name in sorted(held ^ named):
+        what = "is missing, though the index says that it is here" if name in named else "is not the index's"
+        raise BitconvertError(f"{shard}: tensor {name} {what}", "download the model again")
 
 
 def _no_safetensors(directory: Path) -> BitconvertError:
@@ -590,10 +683,10 @@ def _no_safetensors(directory: Path) -> BitconvertError:
         return BitconvertError(
             f"{directory / 'onnx'}: ONNX files are not read back", "give the checkpoint that they were packed from"
         )
-    pickled = [file for file in _PICKLED if (directory / file).exists()]
+    pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
     if pickled:
         return BitconvertError(
-            f"{directory / pickled[0]}: pickled weights are never loaded",
+            f"{pickled[0]}: pickled weights are never loaded",
             "convert them to safetensors first (the hub's 'safetensors convert' does)",
         )
     return BitconvertError(
@@ -608,7 +701,8 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise BitconvertError(f"{path}: truncated or not safetensors ({error})", "download it again") from error
+        reason = str(error).partition(", expected one of")[0]  # all types that there are
+        raise BitconvertError(f"{path}: truncated or not safetensors ({reason})", "download it again") from error
 
 
 def read_rows(path: Path, name: str) -> Iterator[Tensor]:
@@ -655,6 +749,23 @@ def _check_finite(name: str, tensor_name: str, tensor: Tensor) -> None:
             f"{name}: tensor {tensor_name} holds NaN or infinity",
             "the model is damaged, or its training diverged: use an earlier checkpoint",
         )
+
+
+def require_alive(name: str, tensor_name: str, weight: Tensor) -> None:
+    """Refuse a matrix that is zero all over: nothing passes it, and nothing would be learned from what it gives.
+
+    Raises:
+        BitconvertError: it is.
+    """
+    if not (weight[:1].any() or weight.any()):  # the first row tells for nearly all
+        raise zero_all_over(name, tensor_name)
+
+
+def zero_all_over(name: str, tensor_name: str) -> BitconvertError:
+    """What is said of such a matrix."""
+    return BitconvertError(
+        f"{name}: tensor {tensor_name} is zero all over", "the model is damaged: download or convert it again"
+    )
 
 
 def _no_latent_weights(what: str) -> BitconvertError:

@@ -32,11 +32,26 @@ class HeldOut(BaseModel):
     ternary: float
 
 
+class Origin(BaseModel):
+    """The very files that a model was made from.
+
+    Attributes:
+        revision: the hub's commit of them; empty where they do not come from there.
+        files: SHA-256 of weights, config and tokenizer, by file name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    revision: str = ""
+    files: dict[str, str] = Field(default_factory=dict)
+
+
 class Lineage(BaseModel):
     """The history of a model that bitconvert wrote.
 
     Attributes:
-        source: the original model as the user named it.
+        source: the original model as the user named it, without its revision.
+        origin: the files that it was.
         lam: λ at the end; below 1 the model is not ternary yet.
         scaling: estimator and granularity of the scales the weights were trained under.
         kept: linears of the blocks that are not ternary: modules by their dotted names.
@@ -45,6 +60,7 @@ class Lineage(BaseModel):
         init_tokens: tokens looked at before the first step, to begin with better latents.
         steps: optimizer steps.
         data: what it was trained on, in words.
+        data_files: SHA-256 of the texts, by path as the user named it.
         seed: of the training run.
         license: of the original model, as its own card names it; empty where it does not.
         held_out: what the training cost, measured at its end.
@@ -54,6 +70,7 @@ class Lineage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str
+    origin: Origin = Field(default_factory=Origin)
     lam: float = Field(ge=0.0, le=1.0)
     scaling: Scaling
     kept: tuple[str, ...] = ()
@@ -62,6 +79,7 @@ class Lineage(BaseModel):
     init_tokens: int = 0
     steps: int = 0
     data: str = ""
+    data_files: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
     license: str = ""
     held_out: HeldOut | None = None

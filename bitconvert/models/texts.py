@@ -92,8 +92,12 @@ def _text_of_json(file: Path, number: int, line: bytes) -> str:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(file, number) from error
-    except ValueError as error:  # a number of thousands of digits is one too, though its JSON is sound
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits is one too, though its JSON is sound
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else reason
         raise BitconvertError(f"{file}, line {number}: not JSON ({reason})", "one JSON object a line") from error
     text = record.get(TEXT_FIELD) if isinstance(record, dict) else None
     if not isinstance(text, str):

@@ -72,6 +72,26 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def require_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str]:
+    """Refuse a tokenizer of more tokens than the embedding has rows.
+
+    Returns:
+        Added tokens beyond them, which no text may hold: Gemma 3's image, a padding token added afterwards.
+
+    Raises:
+        BitconvertError: a token of the vocabulary, or one that begins or ends a text, has no row.
+    """
+    added = tokenizer.get_added_vocab()
+    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    for index, token in beyond:
+        if token not in added or token in (tokenizer.bos_token, tokenizer.eos_token):
+            raise BitconvertError(
+                f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
+                "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
+            )
+    return sorted(token for _, token in beyond)
+
+
 @contextmanager
 def tokenizer_damage(what: str) -> Iterator[None]:
     """Report whatever transformers and the Rust library raise for damaged files as one error that says what failed.

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, one_line, printable
 
-stdout = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-stderr = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """Shows what it is given: names in files are no markup, and no orders to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What becomes of strings in tables."""
+        return super().render_str(one_line(text), **options)
+
+
+stdout = _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+stderr = _Console(stderr=True, highlight=False, markup=False)
 
 
 def show_error(error: BitconvertError) -> None:
@@ -23,7 +33,7 @@ def show_error(error: BitconvertError) -> None:
 
 def show_text(text: str) -> None:
     """Print text as it is."""
-    stdout.print(Text(text), soft_wrap=True)
+    stdout.print(Text(printable(text)), soft_wrap=True)
 
 
 def new_table(*columns: str, left: int = 1) -> Table:

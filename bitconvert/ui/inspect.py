@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitconvert.errors import one_line
 from bitconvert.report.inspection import (
     DifferenceReport,
     EnergyReport,
@@ -29,7 +30,7 @@ def show_inspect(report: InspectReport) -> None:
         )
     stdout.print(table)
     for key, value in report.metadata.items():
-        show_text(f"{key}: {value}")
+        show_text(one_line(f"{key}: {value}"))
     show_text(
         f"{report.kind}, {report.parameters:,} parameters, {report.ternary_share:.1%} of them ternary, "
         f"{in_bytes(report.file_bytes)}, {report.bits_per_weight:.3f} bits per weight"

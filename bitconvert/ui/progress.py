@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bitconvert.errors import one_line
 from bitconvert.ranks import is_main
 from bitconvert.report.reporter import Reporter, Silent
 from bitconvert.ui.console import in_hours, in_ppl, stderr
@@ -70,7 +71,7 @@ class PlainReporter:
         return True
 
     def _line(self, text: str) -> None:
-        stderr.print(Text(text), soft_wrap=True)
+        stderr.print(Text(one_line(text)), soft_wrap=True)
 
 
 class LiveReporter:
@@ -93,11 +94,11 @@ class LiveReporter:
 
     def note(self, text: str) -> None:
         """Print a note above the panel."""
-        stderr.print(Text.assemble(("note: ", "bold cyan"), text))
+        stderr.print(Text.assemble(("note: ", "bold cyan"), one_line(text)))
 
     def warn(self, text: str) -> None:
         """Print a warning above the panel."""
-        stderr.print(Text.assemble(("warning: ", "bold yellow"), text))
+        stderr.print(Text.assemble(("warning: ", "bold yellow"), one_line(text)))
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Show the newest value of each number."""

@@ -20,6 +20,7 @@ from bitconvert.recipe import Scaling
 from bitconvert.ternary.bitlinear import BitLinear, bitlinears
 from tests.models import write_gguf, write_model
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -102,27 +103,39 @@ def test_a_gguf_file_is_a_model_too(smollm: Path, tmp_path: Path) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_hub_id_is_fetched(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_fetched(smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(smollm))
-    checkpoint = open_checkpoint("owner/model")
-    assert (checkpoint.name, checkpoint.path) == ("owner/model", smollm)
+    asked: list[tuple[str, object]] = []
+    snapshot = shutil.copytree(smollm, tmp_path / "snapshots" / COMMIT)
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options["revision"]))
+        assert not any("bin" in str(pattern) or "py" in str(pattern) for pattern in options["allow_patterns"])
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name, revision in (("owner/model", None), ("owner/model@v1.0", "v1.0")):
+        checkpoint = open_checkpoint(name)
+        assert (checkpoint.name, checkpoint.path, checkpoint.revision) == (name, snapshot, COMMIT)
+        assert (checkpoint.unpinned_name, checkpoint.base_name) == ("owner/model", "model")
+        assert asked.pop() == ("owner/model", revision)
 
 
 def test_a_gguf_file_on_the_hub_is_fetched(smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     file = write_gguf(smollm, tmp_path / "model.gguf")
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str | None]] = []
 
-    def download(repository: str, name: str) -> str:
-        asked.append((repository, name))
+    def download(repository: str, name: str, revision: str | None) -> str:
+        asked.append((repository, name, revision))
         return str(file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert open_checkpoint("owner/model/sub/model.gguf").kind == "gguf"
-    assert asked == [("owner/model", "sub/model.gguf")]
+    assert open_checkpoint("owner/model@main/sub/model.gguf").base_name == "model.gguf"
+    assert asked == [("owner/model", "sub/model.gguf", None), ("owner/model", "sub/model.gguf", "main")]
 
 
 def test_only_absmean_per_tensor_at_one_claims_bitnet() -> None:
@@ -198,7 +211,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "heads that do not divide": (lambda d: edit_config(d, num_attention_heads=3), "describes no model"),
     "unknown activation": (lambda d: edit_config(d, hidden_act="wobble"), "describes no model .*wobble"),
     "quantized in a word": (lambda d: edit_config(d, quantization_config="int4"), "is not an object"),
-    "an index that is a list": (lambda d: (d / INDEX).write_text("[]"), "not a weight index"),
+    "an index beside a whole": (lambda d: (d / INDEX).write_text("[]"), "holds both"),
     "shard outside": (escape, "lies outside the directory"),
     "lost shard": (lose_a_shard, "b.safetensors: missing"),
     "broken lineage": (lambda d: (d / "bitconvert.json").write_text("{}"), "bitconvert.json: not a lineage record"),

@@ -27,6 +27,7 @@ from bitconvert.models.tokenizers import (
     SPACE,
     adds_space_prefix,
     backend_json,
+    require_rows,
     require_short_pieces,
     space_caveat,
     tokenizer_damage,
@@ -123,7 +124,7 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[s
     document = backend_json(tokenizer)
     model = vocabulary_model(document)
     added = _added_tokens(document)
-    rowless = _without_row(tokenizer, rows, added)
+    rowless = require_rows(tokenizer, rows)
     tokens = _tokens(tokenizer, rows)
     unknown = document["model"].get("unk_token")
     special_ids = _special_ids(tokenizer, tokens, unknown, config)
@@ -157,18 +158,6 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, rows: int, config: dict[s
         strips_as_phi3=strips_as_phi3,
         caveats=tuple(filter(None, caveats)),
     )
-
-
-def _without_row(tokenizer: PreTrainedTokenizerFast, rows: int, added: dict[str, Json]) -> list[str]:
-    """Added tokens beyond the embedding, which no text may hold: Gemma 3's image, a padding token added afterwards."""
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
-    for token, index in beyond.items():
-        if token not in added or token in (tokenizer.bos_token, tokenizer.eos_token):
-            raise BitconvertError(
-                f"tokenizer: token {token!r} has id {index}, but the embedding has {rows} rows",
-                "resize the model's embedding to its tokenizer, or restore the tokenizer it was trained with",
-            )
-    return sorted(beyond)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str | None]:
