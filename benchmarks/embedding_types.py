@@ -42,7 +42,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             fits = width % kind.block == 0
             source = given.checkpoint if fits else _rounded(given.checkpoint, kind, Path(folder) / "rounded")
-            file, fast = _packed(source, name if fits else "f32", Path(folder))
+            file, fast = _packed(source, name if fits else "f32", Path(folder) / "packed")
             weights = sum(tensor.weights for tensor in file.tensors if tensor.name == "token_embd.weight")
             nbytes = file.nbytes - (0 if fits else int(weights * (F32.bits_per_weight - kind.bits_per_weight) / 8))
             report = evaluate(

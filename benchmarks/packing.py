@@ -80,10 +80,10 @@ def _compare_models(what: str, model: Path, baked: Path, name: str) -> None:
     options = Packing(formats=(name,))
 
     def ours() -> None:
-        pack(open_checkpoint(str(model)), options, output, reporter=Silent())
+        pack(open_checkpoint(str(model)), options, output, overwrite=True, reporter=Silent())
 
     for peer, quantize in _peers(form).items():
-        _show(f"pack {what} {name}", peer, ours, partial(_quantize_model, baked, quantize, output / "peer"), 5)
+        _show(f"pack {what} {name}", peer, ours, partial(_quantize_model, baked, quantize, baked.parent / "peer"), 5)
 
 
 def _show(what: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from bitconvert.errors import BitconvertError
@@ -26,6 +27,9 @@ _LIBRARIES_FULL = re.compile(
 def atomic_file(path: Path) -> Iterator[Path]:
     """Write a file so that ``path`` is, at every moment, the old file or the complete new one.
 
+    It gets the permissions that the umask leaves to new files, whatever the library that writes it gives (safetensors
+    lets nobody but the owner read).
+
     Yields:
         The temporary path to write to, in the same directory. When the block ends it is synced to disk and takes the
         place of ``path``; when the block raises, it is removed and ``path`` is as before.
@@ -36,10 +40,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with _errors_name(path):
         temporary = _temporary_beside(path)
         temporary.touch(exist_ok=False)  # an unwritable place fails here, before any work is done
+        ordinary = stat.S_IMODE(temporary.stat().st_mode)
     try:
         with disk_full_names(path):
             yield temporary
         with _errors_name(path):
+            _set_mode(temporary, ordinary)
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
@@ -48,93 +54,88 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Write a directory so that ``path`` never holds a mixture of old and new files.
 
-    An existing directory is renamed aside before the new one takes its name, and removed after. (POSIX cannot swap two
-    directories in one step: a crash between the renames leaves the old one, whole, as ``.name.old-*``.)
+    Its files get ordinary permissions, as in ``atomic_file``.
+
+    Args:
+        path: may be there already if it is empty.
+        overwrite: take the place of what is there. It is renamed aside before the new directory takes its name, and
+            removed after. (POSIX cannot swap two directories in one step: a crash between the renames leaves the old
+            one, whole, as ``.name.old-*``.)
 
     Yields:
         The temporary directory to fill, beside ``path``; as for ``atomic_file``.
 
     Raises:
-        BitconvertError: the place cannot be written to, is taken by a file, or the disk is full.
+        BitconvertError: the place cannot be written to, is taken, also in the meantime, or the disk is full.
     """
     with _errors_name(path):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of this name is in the way")
-    with _filled_beside(path, lambda temporary: _take_place(temporary, path)) as temporary:
-        yield temporary
-
-
-@contextlib.contextmanager
-def atomic_files(path: Path, siblings: str) -> Iterator[Path]:
-    """Write one file, or several that belong together, so that none of them can be taken for whole before it is.
-
-    A single file takes its place as in ``atomic_file``. POSIX cannot rename several in one step: the first by name,
-    which is the one that readers open, goes before the others change and comes when they all are there.
-
-    Args:
-        path: what the files are called after; they go into its directory.
-        siblings: pattern of all the names that several files can have; what an earlier run left is removed in the end.
-
-    Yields:
-        The temporary directory to fill, beside ``path``; otherwise as for ``atomic_file``.
-
-    Raises:
-        BitconvertError: the place cannot be written to, or the disk is full.
-    """
-    with _filled_beside(path, lambda temporary: _take_places(temporary, path, siblings)) as temporary:
-        yield temporary
-
-
-@contextlib.contextmanager
-def _filled_beside(path: Path, place: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary directory beside ``path``; synced and handed to ``place`` when the block ends, gone in any case."""
-    with _errors_name(path):
         temporary = _temporary_beside(path)
         temporary.mkdir()
     try:
         with disk_full_names(path):
             yield temporary
         with _errors_name(path):
+            _make_ordinary(temporary)
             sync_tree(temporary)
-            place(temporary)
+            _take_place(temporary, path, overwrite)
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _take_places(temporary: Path, path: Path, siblings: str) -> None:
-    directory, names = path.parent, sorted(file.name for file in temporary.iterdir())
-    if len(names) > 1:
-        (directory / names[0]).unlink(missing_ok=True)
-    for name in reversed(names):
-        (temporary / name).replace(directory / name)
-    for stale in (path, *directory.glob(siblings)):
-        if stale.name not in names:
-            stale.unlink(missing_ok=True)
+def _make_ordinary(directory: Path) -> None:
+    """Give all files below a directory the permissions that new ones have there: its own, which nobody may execute."""
+    ordinary = stat.S_IMODE(directory.stat().st_mode) & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file():
+            _set_mode(path, ordinary)
 
 
-def _take_place(temporary: Path, path: Path) -> None:
-    """Rename a directory to ``path``; a directory already there is put back if that fails, and removed if it works."""
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:  # not every file system has permissions to change
+        path.chmod(mode)
+
+
+@contextlib.contextmanager
+def set_aside(path: Path) -> Iterator[None]:
+    """Put a directory, if there is one, aside while the block makes another in its place.
+
+    It is removed when the block ends; when the block raises, it is put back and what the block made is removed.
+    """
     if not path.exists():
-        temporary.rename(path)
+        yield
         return
     aside = path.with_name(f".{path.name}.old-{_unique()}")
     path.rename(aside)
     try:
-        temporary.rename(path)
+        yield
     except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _take_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Rename a directory to ``path``, which must be free or empty, unless it may be overwritten."""
+    if overwrite:
+        with set_aside(path):
+            temporary.rename(path)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()  # empty, or this fails
+    temporary.rename(path)
+
+
 def _temporary_beside(path: Path) -> Path:
     """A fresh name in the same directory (a rename must not cross file systems); leftovers of killed runs go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob_escape(path.name)}.tmp-*"):
+    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.tmp-*"):
         if not _owner_is_alive(leftover):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.tmp-{_unique()}")
@@ -144,7 +145,7 @@ def _unique() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def glob_escape(name: str) -> str:
+def _glob_escape(name: str) -> str:
     """A pattern that only this name matches."""
     return re.sub(r"([*?[])", r"[\1]", name)
 

@@ -34,6 +34,12 @@ def pack_directory(model: Path, name: str, output: Path, **options: Any) -> Path
     return Path(pack(open_checkpoint(str(model)), packing, output, reporter=Silent()).files[0].path)
 
 
+def free(output: Path) -> Path:
+    """A directory to pack into: this one, or a new one in it where something lies there already."""
+    taken = len(list(output.iterdir())) if output.is_dir() else 0
+    return output / f"packed-{taken}" if taken else output
+
+
 def ternary_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """codes * scale of every ternary matrix, with the scale that files store."""
     modules = checkpoint.ternary_modules(name.removesuffix(".weight") for name in checkpoint.tensor_names())

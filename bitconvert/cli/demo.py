@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, print_json
+from bitconvert.cli.arguments import Json, Overwrite, print_json
 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Directory to make.")] = Path("demo-output"),
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a key of recipes/demo.yaml.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Warm up, pack and measure a small embedded model, in minutes."""
@@ -25,5 +26,5 @@ def demo(
     from bitconvert.ui.progress import progress
 
     with progress() as reporter:
-        report = run(output, recipe, reporter)
+        report = run(output, recipe, reporter, overwrite=overwrite)
     print_json(report) if as_json else show_demo(report)

@@ -23,6 +23,7 @@ from bitconvert.cli.pack import pack
 from bitconvert.cli.plan import plan
 from bitconvert.cli.recipes import recipes
 from bitconvert.cli.unpack import unpack
+from bitconvert.cli.verify import verify
 from bitconvert.cli.warmup import warmup
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.ranks import is_main
@@ -68,6 +69,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "inspect": inspect,
     "compare": compare,
+    "verify": verify,
     "demo": demo,
     "recipes": recipes,
     "doctor": doctor,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, beside, print_json
+from bitconvert.cli.arguments import Json, Overwrite, beside, print_json
 from bitconvert.models.location import locate
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def pack(
     round_plain: Annotated[
         bool, typer.Option("--round", help="Round a model that was never warmed up. It will not talk sense.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write ternary weights into files that runtimes load."""
@@ -63,7 +64,8 @@ def pack(
 
     with progress() as reporter:
         opened = open_checkpoint(checkpoint)
-        report = run(opened, options, output or _packed_beside(opened), round_plain=round_plain, reporter=reporter)
+        output = output or _packed_beside(opened)
+        report = run(opened, options, output, round_plain=round_plain, overwrite=overwrite, reporter=reporter)
     print_json(report) if as_json else show_pack(report)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, beside, beside_name, print_json
+from bitconvert.cli.arguments import Json, Overwrite, beside, beside_name, print_json
 from bitconvert.models.location import locate
 
 
@@ -16,6 +16,7 @@ def unpack(
     output: Annotated[
         Path | None, typer.Option(help="Directory to make. Default: NAME-baked beside the model.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn a packed model back into a Hugging Face directory.
@@ -32,5 +33,5 @@ def unpack(
     with progress() as reporter:
         opened = open_checkpoint(model)
         output = output or beside(opened) / f"{beside_name(model)}-baked"
-        report = run(opened, output, reporter=reporter)
+        report = run(opened, output, overwrite=overwrite, reporter=reporter)
     print_json(report) if as_json else show_unpack(report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, beside_name, print_json, resolve, warn_of_formats
+from bitconvert.cli.arguments import Json, Overwrite, beside_name, print_json, resolve, warn_of_formats
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
 from bitconvert.ranks import is_main
@@ -37,6 +37,7 @@ def warmup(
         typer.Option("--tracker", help="Write metrics to tensorboard, trackio or wandb too. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a model's linear layers down to {-1, 0, +1}."""
@@ -58,7 +59,7 @@ def warmup(
         from bitconvert.training.warmup import warmup as run
 
         warn_of_formats(model, resolved, reporter)
-        report = run(model, output, resolved, resume=resume, reporter=reporter)
+        report = run(model, output, resolved, resume=resume, overwrite=overwrite, reporter=reporter)
     if is_main():
         print_json(report) if as_json else show_warmup(report)
 

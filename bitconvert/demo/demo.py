@@ -12,14 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from bitconvert.atomic import set_aside
 from bitconvert.demo.stories import HELD_OUT_SEED, WARMUP_SEED, stories, text
-from bitconvert.errors import UsageError
 from bitconvert.evaluation.arguments import RuntimeName
 from bitconvert.evaluation.evaluate import evaluate
 from bitconvert.evaluation.generate import generate
 from bitconvert.evaluation.inspect import inspect
 from bitconvert.evaluation.subjects import has_llama_cpp
 from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.manifest import require_free, write_manifest
 from bitconvert.packing.pack import pack
 from bitconvert.recipe import Packing, Recipe
 from bitconvert.report.demo import DemoReport, DemoRow
@@ -43,20 +44,25 @@ class _Stories(NamedTuple):
     judged: Path
 
 
-def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
+def demo(output: Path, recipe: Recipe, reporter: Reporter, *, overwrite: bool = False) -> DemoReport:
     """Convert the embedded model and compare.
 
     Args:
-        output: directory for everything that is made; must not exist.
+        output: directory for everything that is made.
         recipe: as ``recipes/demo.yaml``; its data section is filled with generated stories.
         reporter: receives the stages of all commands.
+        overwrite: replace what an earlier demo wrote to ``output``.
 
     Raises:
-        UsageError: ``output`` exists.
+        UsageError: ``output`` is there already.
     """
+    require_free(output, overwrite=overwrite)
+    with set_aside(output):
+        return _demo(output, recipe, reporter)
+
+
+def _demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
     started = time.monotonic()
-    if output.exists():
-        raise UsageError(f"{output}: exists already", "choose another --output, or remove it")
     written = _write_stories(output, recipe)
     recipe = _on_stories(recipe, written)
 
@@ -67,7 +73,7 @@ def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
     original.rounding = recipe.scaling  # as the warmed-up model is rounded, so that the rows differ by training alone
     tq2_0 = Packing(formats=("tq2_0",))
     rounded = pack(original, tq2_0, output / "rounded", round_plain=True, reporter=reporter)
-    packed = pack(open_checkpoint(str(output / "ternary")), recipe.pack, output, reporter=reporter)
+    packed = pack(open_checkpoint(str(output / "ternary")), recipe.pack, output / "packed", reporter=reporter)
 
     judge = _Judge(written.judged, recipe.training.context, reporter)
     rows = (
@@ -77,6 +83,7 @@ def demo(output: Path, recipe: Recipe, reporter: Reporter) -> DemoReport:
         judge.float_row("control", output / "control"),
     )
     spoken = generate(packed.files[0].path, PROMPT, max_tokens=_SPOKEN_TOKENS)
+    write_manifest(output)
     return DemoReport(
         output=str(output),
         rows=rows,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from gguf import TokenType
 from huggingface_hub import ModelCardData
 
-from bitconvert.atomic import atomic_file
 from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.gguf_file import SHARD_NAME
-from bitconvert.models.lineage import HeldOut, library_versions
+from bitconvert.models.lineage import HeldOut, Origin, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.job import PackJob
 from bitconvert.report.packing import PackedFile
@@ -29,30 +29,24 @@ overflows"), and Q2_0 in versions of before autumn 2026 (ollama/fs/gguf/tensor.g
 _OLLAMA_CONTEXT = 4096  # Ollama's own default; more than the model was made for would be nonsense
 
 
-def write_companions(job: PackJob, files: list[PackedFile]) -> list[Path]:
+def write_companions(job: PackJob, files: list[PackedFile], origin: Origin) -> list[Path]:
     """Write the card, and the Modelfile if Ollama reads one of the files.
-
-    A README.md that somebody else wrote stays; the user is told.
 
     Args:
         job: what was packed.
         files: what came of it.
+        origin: the files that were packed.
 
     Returns:
         What was written.
     """
-    written = []
-    card = job.output / CARD
-    if card.exists() and not _is_ours(card):
-        job.reporter.note(f"{card} is not bitconvert's and stays as it is: no model card was written")
-    else:
-        written.append(_write(card, model_card(job, files)))
+    written = [_write(job.directory / CARD, model_card(job, files, origin))]
     if content := modelfile(job, files):
-        written.append(_write(job.output / MODELFILE, content))
+        written.append(_write(job.directory / MODELFILE, content))
     return written
 
 
-def model_card(job: PackJob, files: list[PackedFile]) -> str:
+def model_card(job: PackJob, files: list[PackedFile], origin: Origin) -> str:
     """Markdown with a YAML header that the Hugging Face hub understands: what the files are, cost, and run in."""
     sections = [
         f"---\n{_header(job)}\n---",
@@ -63,6 +57,7 @@ def model_card(job: PackJob, files: list[PackedFile]) -> str:
         _cost(job),
         f"## How to run\n\n{_usage(job, files)}",
         _training(job),
+        _hashes(job, origin),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -188,22 +183,44 @@ def _training(job: PackJob) -> str:
         return ""
     versions = ", ".join(f"{name} {version}" for name, version in lineage.versions.items())
     recipe = job.checkpoint.path / _RECIPE
-    shown = f"\n\n```yaml\n{recipe.read_text(encoding='utf-8').rstrip()}\n```" if recipe.is_file() else ""
+    shown = (
+        f"\n\n```yaml\n{recipe.read_text(encoding='utf-8', errors='replace').rstrip()}\n```" if recipe.is_file() else ""
+    )
     return (
         f"## How it was made\n\n{lineage.tokens_seen:,} tokens in {lineage.steps:,} steps, seed {lineage.seed}, on "
         f"{lineage.data or 'unknown text'}, with {versions}.{shown}"
     )
 
 
+def _hashes(job: PackJob, origin: Origin) -> str:
+    """Which bytes it was made from, so that anybody can tell whether they have the same."""
+    lineage = job.checkpoint.lineage
+    of = {f"{job.checkpoint.base_name}, packed here": origin}
+    if lineage is not None:
+        of = {f"{_source(job)}, the original": lineage.origin, "texts": Origin(files=_names(lineage.data_files)), **of}
+    rows = [
+        f"| {what}{f' at {made.revision}' if made.revision else ''} | `{name}` | `{digest}` |"
+        for what, made in of.items()
+        for name, digest in made.files.items()
+    ]
+    return "\n".join(
+        [
+            "## Made from\n\n`SHA256SUMS` holds the hashes of the files here; these are of what they were made from.\n",
+            "| | file | SHA-256 |\n|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _names(files: Mapping[str, str]) -> dict[str, str]:
+    """Without the way to them, which is nobody's business."""
+    return {Path(path).name: digest for path, digest in files.items()}
+
+
 def _relative(job: PackJob, file: PackedFile) -> str:
     return Path(file.path).relative_to(job.output).as_posix()
 
 
-def _is_ours(card: Path) -> bool:
-    return f"\n- {_OUR_TAG}\n" in card.read_text(encoding="utf-8", errors="replace")
-
-
 def _write(path: Path, text: str) -> Path:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.lineage import LINEAGE_FILE
 from bitconvert.models.rope import in_older_words
@@ -28,23 +27,6 @@ _COMPANIONS = (
 """What is copied as it is, by pattern: the vocabulary, the chat template, generation defaults, history, licence."""
 
 _REWRITTEN = ("torch_dtype", "rope_scaling", "quantization_config")
-
-
-def require_replaceable(target: Path, mark: str) -> None:
-    """A packed model that is there already may be replaced; a directory of anything else may not.
-
-    Args:
-        target: where the directory will be.
-        mark: a word that the ``config.json`` of this kind of output holds in quotes.
-
-    Raises:
-        UsageError: something else is there.
-    """
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    config = target / "config.json"
-    if not config.exists() or f'"{mark}"' not in config.read_text(encoding="utf-8", errors="replace"):
-        raise UsageError(f"{target}: exists, and is no packed model", "choose another --output, or remove it")
 
 
 def write_config(checkpoint: Checkpoint, directory: Path, said: Mapping[str, Any]) -> None:

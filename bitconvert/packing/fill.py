@@ -11,6 +11,7 @@ from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
+from bitconvert.models.checkpoint import zero_all_over
 from bitconvert.packing.job import Output, PackJob, Parts
 from bitconvert.packing.source import SourceTensor, ternary_rows, with_progress
 
@@ -43,9 +44,13 @@ def fill(job: PackJob, outputs: Sequence[Output]) -> None:
 def _write_plain(job: PackJob, outputs: Sequence[Output], tensor: SourceTensor) -> None:
     """In parts, if it is large; but whole, if an output may have its rows in another order."""
     parts = [job.checkpoint.read(tensor.name)] if tensor.kept else job.checkpoint.read_rows(tensor.name)
+    is_alive = len(tensor.shape) == 1  # biases, and norms that are added to 1, may be zero
     for rows in parts:
+        is_alive = is_alive or bool(rows.any())
         for output in outputs:
             output.write(output.plain(tensor, rows))
+    if not is_alive:
+        raise zero_all_over(job.checkpoint.name, tensor.name)
 
 
 def _encoded(job: PackJob, outputs: Sequence[Output], tensor: SourceTensor) -> list[Parts]:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitconvert.atomic import atomic_files, glob_escape
 from bitconvert.errors import BitconvertError
 from bitconvert.models import gguf_types
 from bitconvert.models.ggml_quantize import quantize_by_ggml
@@ -36,7 +35,7 @@ _BYTES_AT_ONCE = 2**20
 
 
 class GgufFile(Container[GgufFormat]):
-    """One GGUF file, or the shards of one; those that exist are replaced."""
+    """One GGUF file, or the shards of one."""
 
     def target(self, job: PackJob, form: GgufFormat) -> Path:
         """See ``Container``; shards are named after it."""
@@ -55,11 +54,10 @@ class GgufFile(Container[GgufFormat]):
         register_i2_s()
         target = self.target(job, form)
         plan = plan_tensors(job, form)
-        shards = f"{glob_escape(target.stem)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].gguf"
-        with atomic_files(target, siblings=shards) as temporary, ExitStack() as files:
-            container = files.enter_context(closing(_container(job, plan, temporary / target.name)))
+        with ExitStack() as files:
+            container = files.enter_context(closing(_container(job, plan, job.directory / target.name)))
             container.begin()
-            yield _GgufOutput(job, form, target, files, plan, container, temporary)
+            yield _GgufOutput(job, form, target, files, plan, container)
 
 
 class _GgufOutput(Output):
@@ -71,10 +69,9 @@ class _GgufOutput(Output):
         files: ExitStack,
         plan: list[PlannedTensor],
         container: GgufContainer,
-        directory: Path,
     ) -> None:
         super().__init__(target, files)
-        self._job, self._form, self._container, self._directory = job, form, container, directory
+        self._job, self._form, self._container = job, form, container
         self._plan = {tensor.source: tensor for tensor in plan}
 
     def encoder(self, tensor: SourceTensor) -> Encoder:
@@ -93,7 +90,7 @@ class _GgufOutput(Output):
     def finish(self) -> PackedFile:
         """See ``Output``."""
         self.files.close()
-        files = sorted(self._directory.iterdir())
+        files = self._container.files
         stored = {name: tensor for file in files for name, tensor in parse_gguf(file).tensors.items()}
         for tensor in self._plan.values():
             self.read_back.check(tensor.name, _stored_bytes(stored[tensor.name]))

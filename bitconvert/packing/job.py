@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.packing.formats.base import Format
@@ -41,7 +42,8 @@ class PackJob:
         tensors: those that go into a file.
         scaling: of the ternary weights.
         options: what the user chose.
-        output: directory for the files.
+        output: directory that the files will lie in.
+        directory: where they are written, until all of them are whole.
         reporter: told the weights done.
     """
 
@@ -50,6 +52,7 @@ class PackJob:
     scaling: Scaling
     options: Packing
     output: Path
+    directory: Path
     reporter: Reporter
 
     @cached_property
@@ -59,8 +62,16 @@ class PackJob:
         Raises:
             BitconvertError: llama.cpp cannot give the same token ids.
         """
-        config = self.checkpoint.complete
-        return vocabulary_of(self.checkpoint.tokenizer(), config.vocab_size, self.checkpoint.config)
+        return vocabulary_of(self.tokenizer, self.checkpoint.complete.vocab_size, self.checkpoint.config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The model's tokenizer, which every output brings along.
+
+        Raises:
+            BitconvertError: it is missing or damaged, or does not belong to the model.
+        """
+        return self.checkpoint.tokenizer()
 
 
 class Encoder(ABC):
@@ -106,7 +117,7 @@ class WholeEncoder(Encoder):
 
 
 class Output(ABC):
-    """A file or directory while it is filled; nothing of it is visible before its ``with`` block ends.
+    """A file or directory while it is filled, below ``PackJob.directory``.
 
     Every tensor is written once, in the order of ``PackJob.tensors``.
 
@@ -174,8 +185,4 @@ class Container(ABC, Generic[FormatT]):
 
     @abstractmethod
     def open(self, job: PackJob, form: FormatT) -> AbstractContextManager[Output]:
-        """Begin an output; it is there, whole, when the ``with`` block ends, or not at all.
-
-        Raises:
-            BitconvertError: the place cannot be written to.
-        """
+        """Begin an output; its files are closed when the ``with`` block ends."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError
-from bitconvert.packing.directory import copy_companions, require_replaceable, write_config
+from bitconvert.models.manifest import write_manifest
+from bitconvert.packing.directory import copy_companions, write_config
 from bitconvert.packing.formats.onnx import Onnx
 from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
 from bitconvert.packing.source import SourceTensor, packed_file
@@ -36,18 +36,18 @@ _TOLD = {_MARK: {"dtype": "q2", "use_external_data_format": True}}
 
 
 class OnnxDirectory(Container[Onnx]):
-    """A packed model that is there already is replaced, anything else is not."""
+    """A directory of the files that transformers.js reads."""
 
     def target(self, job: PackJob, form: Onnx) -> Path:
         """See ``Container``."""
         return job.output / f"{job.checkpoint.base_name}-onnx"
 
     def require(self, job: PackJob, form: Onnx) -> None:
-        """See ``Container``: the onnx package, a model whose graph is known here, and a place that is free."""
+        """See ``Container``: the onnx package, a tokenizer, and a model whose graph is known here."""
         if importlib.util.find_spec("onnx") is None:
             raise BitconvertError("format onnx needs the onnx package", "pip install 'bitconvert[onnx]'")
+        _ = job.tokenizer
         _decoder(job, form)
-        require_replaceable(self.target(job, form), _MARK)
 
     @contextmanager
     def open(self, job: PackJob, form: Onnx) -> Iterator[Output]:
@@ -56,9 +56,10 @@ class OnnxDirectory(Container[Onnx]):
 
         target = self.target(job, form)
         decoder = _decoder(job, form)
-        with atomic_directory(target) as directory, ExitStack() as files:
+        directory = job.directory / target.name
+        with ExitStack() as files:
             model = directory / "onnx" / _MODEL
-            model.parent.mkdir()
+            model.parent.mkdir(parents=True)
             data = files.enter_context(OnnxData(model.with_name(f"{_MODEL}_data"), decoder.graph.stored))
             yield _OnnxOutput(job, form, target, files, decoder, data, directory)
 
@@ -105,6 +106,7 @@ class _OnnxOutput(Output):
         model.write_bytes(self._decoder.model(self._data.references()).SerializeToString())
         write_config(job.checkpoint, self._directory, _TOLD)
         copy_companions(job.checkpoint.path, self._directory)
+        write_manifest(self._directory)
         nbytes = sum(file.stat().st_size for file in model.parent.iterdir())
         packed = [_packed(self._data, tensor) for tensor in job.tensors]
         note = _UNSPLIT if job.options.max_shard_size else ""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.manifest import require_free, write_manifest
 from bitconvert.packing.companions import write_companions
 from bitconvert.packing.fill import fill
 from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
@@ -17,7 +20,7 @@ from bitconvert.packing.gguf_file import GgufFile
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.onnx_directory import OnnxDirectory
 from bitconvert.packing.safetensors_directory import SafetensorsDirectory
-from bitconvert.packing.source import promised_tensors, source_tensors
+from bitconvert.packing.source import meant_tensors, promised_tensors
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report.packing import PackedFile, PackReport
 from bitconvert.report.reporter import Reporter, Silent
@@ -32,7 +35,7 @@ CONTAINERS: Mapping[str, Container[Any]] = {
 EVERY_FORMAT = "all"
 
 _NOWHERE = Path(os.devnull)
-"""Output of a job that is only asked about: nothing lies there that could be in its way."""
+"""Output of a job that is only asked about."""
 
 _ROUNDED = (
     "the weights were rounded without any training: a real model forgets what it knows (SmolLM2-135M goes from a "
@@ -41,9 +44,15 @@ _ROUNDED = (
 
 
 def pack(
-    checkpoint: Checkpoint, options: Packing, output: Path, *, round_plain: bool = False, reporter: Reporter
+    checkpoint: Checkpoint,
+    options: Packing,
+    output: Path,
+    *,
+    round_plain: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter,
 ) -> PackReport:
-    """Write a checkpoint in one or more formats, each file whole and read back.
+    """Write a checkpoint in one or more formats, each file whole and read back, into a directory that appears at once.
 
     Everything that can be refused is refused before the first byte is written. Each tensor is read once, whatever the
     number of formats, and memory holds a few at a time: see ``fill``.
@@ -51,18 +60,20 @@ def pack(
     Args:
         checkpoint: the latent checkpoint that warmup wrote, or what unpack made; a plain model with ``round_plain``.
         options: the formats (keys of ``FORMATS``, or "all" for those that can hold this model) and their variants.
-        output: directory; gets ``<model>-TQ2_0.gguf`` and the like, ``<model>-bitnet/`` for safetensors, a model card,
-            and a Modelfile where Ollama reads one of the files.
+        output: directory to make; gets ``<model>-TQ2_0.gguf`` and the like, ``<model>-bitnet/`` for safetensors, a
+            model card, a Modelfile where Ollama reads one of the files, and the hashes of all these.
         round_plain: round a model that was never trained to be ternary, as a baseline.
+        overwrite: replace what an earlier run wrote to ``output``.
         reporter: told the progress, the fallbacks and the warnings.
 
     Raises:
-        UsageError: no such format or option.
+        UsageError: no such format or option, or the output is there already.
         BitconvertError: the checkpoint is not ready, a format cannot hold it, or the output cannot be written.
     """
     asked = _formats(options)
+    require_free(output, overwrite=overwrite, source=checkpoint.path)
     warnings = _require_ternary(checkpoint, round_plain)
-    job = PackJob(checkpoint, source_tensors(checkpoint), checkpoint.scaling, options, output, reporter)
+    job = PackJob(checkpoint, meant_tensors(checkpoint), checkpoint.scaling, options, output, _NOWHERE, reporter)
     refusals = _refusals(job, asked)
     able = [form for form in asked if form.name not in refusals]
     if refusals and (EVERY_FORMAT not in options.formats or not able):
@@ -71,10 +82,14 @@ def pack(
         warnings += job.vocabulary.caveats
     for warning in warnings:
         reporter.warn(warning)
-    files = _write(job, able)
-    companions = [str(path) for path in write_companions(job, files)]
+    with atomic_directory(output, overwrite=overwrite) as directory:
+        job = replace(job, directory=directory)
+        files = _write(job, able)
+        origin = checkpoint.origin()
+        companions = [*write_companions(job, files, origin), write_manifest(directory)]
     reasons = {name: error.message for name, error in refusals.items()}
-    return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons, companions)
+    placed = [str(output / path.relative_to(directory)) for path in companions]
+    return PackReport(checkpoint.name, str(job.scaling), files, warnings, reasons, placed, origin.files)
 
 
 def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> dict[str, str]:
@@ -91,7 +106,7 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
     Raises:
         UsageError: no such format or option.
     """
-    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, _NOWHERE, Silent())
+    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, _NOWHERE, _NOWHERE, Silent())
     return {name: error.message for name, error in _refusals(job, _formats(options)).items()}
 
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitconvert.atomic import atomic_directory
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.manifest import write_manifest
 from bitconvert.models.safetensors_file import TensorSpec
-from bitconvert.packing.directory import copy_companions, require_replaceable, write_config
+from bitconvert.packing.directory import copy_companions, write_config
 from bitconvert.packing.formats.directory import PLAIN_DTYPE, DirectoryFormat
 from bitconvert.packing.job import Container, Encoder, Output, PackJob, Parts, WholeEncoder
 from bitconvert.packing.shards import Shards
@@ -26,27 +26,29 @@ from bitconvert.ternary.quantize import TernaryTensor
 
 
 class SafetensorsDirectory(Container[DirectoryFormat]):
-    """A packed model that is there already is replaced, anything else is not."""
+    """A directory of the files that transformers reads."""
 
     def target(self, job: PackJob, form: DirectoryFormat) -> Path:
         """See ``Container``."""
         return job.output / f"{job.checkpoint.base_name}-{form.directory}"
 
     def require(self, job: PackJob, form: DirectoryFormat) -> None:
-        """See ``Container``: shapes that the format can pack, and a place that is free."""
+        """See ``Container``: shapes that the format can pack, and a tokenizer."""
+        _ = job.tokenizer
         for tensor in job.tensors:
             if tensor.ternary and (reason := form.shape_refusal(tensor.shape)):
                 raise BitconvertError(
                     f"tensor {tensor.name} cannot be packed as {form.name}: {reason}", "use another format"
                 )
-        require_replaceable(self.target(job, form), form.method)
 
     @contextmanager
     def open(self, job: PackJob, form: DirectoryFormat) -> Iterator[Output]:
         """See ``Container``."""
         target = self.target(job, form)
         specs = {name: spec for tensor in job.tensors for name, spec in _specs(job, form, tensor).items()}
-        with atomic_directory(target) as directory, ExitStack() as files:
+        directory = job.directory / target.name
+        directory.mkdir()
+        with ExitStack() as files:
             shards = files.enter_context(Shards(directory, specs, job.options.max_shard_size))
             yield _DirectoryOutput(job, form, target, files, shards, directory)
 
@@ -86,6 +88,7 @@ class _DirectoryOutput(Output):
         quantization = form.quantization(job.scaling, _plain_linears(job.checkpoint))
         write_config(job.checkpoint, directory, {"quantization_config": quantization})
         copy_companions(job.checkpoint.path, directory)
+        write_manifest(directory)
         packed = [_packed(job, form, tensor) for tensor in job.tensors]
         note = form.note([tensor.name.removesuffix(".weight") for tensor in job.tensors if tensor.kept])
         return packed_file(self.target, form.name, packed, self._shards.nbytes, self.seconds, note)

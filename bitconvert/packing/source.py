@@ -12,7 +12,7 @@ import torch
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.baked import BAKED_FILE
-from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.models.checkpoint import Checkpoint, require_alive
 from bitconvert.packing.formats.base import stored_scale
 from bitconvert.report.packing import PackedFile, PackedTensor
 from bitconvert.report.reporter import Reporter
@@ -48,16 +48,6 @@ class SourceTensor:
     kept: bool = False
 
 
-def source_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
-    """The tensors of a model, without those that are stored elsewhere (a tied head) or recomputed (rotary buffers).
-
-    Raises:
-        BitconvertError: they are not those that the config describes.
-    """
-    shapes = checkpoint.fitting({name: checkpoint.shape(name) for name in checkpoint.tensor_names()})
-    return [_source_tensor(checkpoint, name, shape) for name, shape in shapes.items()]
-
-
 def meant_tensors(checkpoint: Checkpoint) -> list[SourceTensor]:
     """The tensors of a model under the shapes that they mean, whatever they are stored as.
 
@@ -80,6 +70,7 @@ def ternary_rows(checkpoint: Checkpoint, name: str) -> Iterator[TernaryTensor]:
         BitconvertError: its scale cannot be stored, its weights are damaged, or baked weights are no longer ternary.
     """
     weight = checkpoint.read(name)
+    require_alive(checkpoint.name, name, weight)
     blocks = baked_blocks if checkpoint.kind == "baked" else ternary_blocks
     last = stored = torch.empty(0)
     try:

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bitconvert.atomic import atomic_directory
-from bitconvert.errors import BitconvertError, UsageError
-from bitconvert.models.baked import BAKED_FILE, Baked
-from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.errors import BitconvertError
+from bitconvert.models.baked import Baked
+from bitconvert.models.checkpoint import Checkpoint, require_alive
+from bitconvert.models.manifest import require_free, write_manifest
 from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.packing.directory import copy_companions, write_config
 from bitconvert.packing.formats import formats_that_hold
@@ -34,7 +35,7 @@ _DTYPE = torch.float32
 """float16 holds codes * scale of our own files, but not the scales and embeddings of every file of others."""
 
 
-def unpack(checkpoint: Checkpoint, output: Path, *, reporter: Reporter) -> UnpackReport:
+def unpack(checkpoint: Checkpoint, output: Path, *, overwrite: bool = False, reporter: Reporter) -> UnpackReport:
     """Write the ternary weights that a file means as plain floats. Memory holds one tensor at a time.
 
     Packing the directory again gives the bytes of a file that bitconvert packed: codes, scales and metadata are kept.
@@ -42,25 +43,31 @@ def unpack(checkpoint: Checkpoint, output: Path, *, reporter: Reporter) -> Unpac
     Args:
         checkpoint: a packed directory, a GGUF file, or a plain directory of ternary weights, by whatever program; or a
             latent checkpoint, which is rounded.
-        output: the directory to make; one that ``unpack`` made before is replaced.
+        output: the directory to make.
+        overwrite: replace what an earlier run wrote to ``output``.
         reporter: told the progress, and what to know of the result.
 
     Raises:
-        UsageError: ``output`` holds something else.
+        UsageError: ``output`` is there already.
         BitconvertError: a linear is not ternary, the file is damaged, or the output cannot be written.
     """
     started = time.monotonic()
     _require_packed(checkpoint)
-    _require_replaceable(output, checkpoint.path)
+    require_free(output, overwrite=overwrite, source=checkpoint.path)
     reporter.stage(f"unpacking {checkpoint.name}")
     tensors = meant_tensors(checkpoint)
-    with atomic_directory(output) as directory:
+    with atomic_directory(output, overwrite=overwrite) as directory:
         scaling = _write_weights(checkpoint, tensors, directory / _WEIGHTS, ReadBack(output), reporter)
         write_config(checkpoint, directory, {})
         _write_companions(checkpoint, directory)
-        Baked(title=checkpoint.title, source=checkpoint.name, license=checkpoint.license, scaling=scaling).save(
-            directory
-        )
+        Baked(
+            title=checkpoint.title,
+            source=checkpoint.unpinned_name,
+            origin=checkpoint.origin(),
+            license=checkpoint.license,
+            scaling=scaling,
+        ).save(directory)
+        write_manifest(directory)
         nbytes = (directory / _WEIGHTS).stat().st_size
     _tell(checkpoint, output, reporter)
     return UnpackReport(
@@ -98,16 +105,6 @@ def _require_packed(checkpoint: Checkpoint) -> None:
         )
 
 
-def _require_replaceable(output: Path, source: Path) -> None:
-    """What unpack made before may be replaced; a directory of anything else may not, nor one that holds the source."""
-    if source.resolve().is_relative_to(output.resolve()):
-        raise UsageError(f"{output}: holds the model that is to be unpacked", "choose another --output")
-    if Path.cwd().is_relative_to(output.resolve()):
-        raise UsageError(f"{output}: holds the directory that you are in", "choose another --output")
-    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / BAKED_FILE).exists())):
-        raise UsageError(f"{output}: exists, and was not made by unpack", "choose another --output, or remove it")
-
-
 def _not_ternary(checkpoint: Checkpoint, name: str) -> BitconvertError:
     return BitconvertError(
         f"{checkpoint.name}: tensor {name} ({checkpoint.stored_as(name)}) is not ternary",
@@ -128,6 +125,7 @@ def _write_weights(
         for tensor in with_progress(ordered, reporter):
             values = _values(checkpoint, tensor)
             if tensor.ternary:
+                require_alive(checkpoint.name, tensor.name, values)
                 shared = [granularity for granularity in shared if is_baked(values, granularity)]
                 if not shared:
                     raise _not_ternary(checkpoint, tensor.name)

@@ -111,7 +111,8 @@ class PackReport:
         files: one per format.
         warnings: what the user may not want, such as weights that were rounded without training.
         refusals: why the other formats cannot hold this model, by name, where all were asked for.
-        companions: what lies beside the files: the model card, a Modelfile.
+        companions: what lies beside the files: the model card, a Modelfile, the hashes of all that was written.
+        inputs: SHA-256 of the files that were packed, by name.
     """
 
     model: str
@@ -120,6 +121,7 @@ class PackReport:
     warnings: list[str]
     refusals: dict[str, str] = field(default_factory=dict)
     companions: list[str] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,11 @@ class Corpus:
         """See ``Text``."""
         return f"{self.description}, streamed (sha256 of names and sizes {self.key[:16]})"
 
+    @property
+    def files(self) -> dict[str, str]:
+        """See ``Text``."""
+        return {}
+
     def batches(self, start: Place, seed: int) -> Iterator[tuple[Place, list[str]]]:
         """Documents from a place on, a few at a time, each time with the place where the first of them begins.
 

@@ -7,9 +7,9 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.generation import without_own_defaults
+from bitconvert.models.manifest import hashes
 from bitconvert.models.texts import TEXT_FIELD, ending_of, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report.reporter import Reporter
@@ -44,6 +45,10 @@ class Text(Protocol):
     def identity(self) -> str:
         """Which it is: where it comes from, and a checksum."""
 
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 of the texts on disk that it comes from, by path; none where it is read as it is needed."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -53,11 +58,13 @@ class Tokens:
         ids: memory map, shape (tokens,), uint16 or uint32.
         key: sha256 of all that decided them; also the cache file's name.
         description: where they come from, in words.
+        files: SHA-256 of the texts on disk that they come from, by path.
     """
 
     ids: np.ndarray[Any, np.dtype[Any]]
     key: str
     description: str
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -176,14 +183,14 @@ def tokenize(sources: Iterable[str], tokenizer: PreTrainedTokenizerFast, reporte
     """
     sources = list(sources)
     digest = hashlib.sha256(f"{_LAYOUT}\n{tokenizer.backend_tokenizer.to_str()}\n{end_of_text(tokenizer)}".encode())
-    documents = _documents(sources, digest)
+    documents, files = _documents(sources, digest)
     key = digest.hexdigest()
     path = cache_directory() / f"{key}.bin"
     dtype = id_dtype(len(tokenizer))
     if not path.exists():
         reporter.stage(f"tokenizing {', '.join(sources)}")
         _write(path, _encode(documents, tokenizer), dtype)
-    return Tokens(_memory_map(path, dtype, sources), key, ", ".join(sources))
+    return Tokens(_memory_map(path, dtype, sources), key, ", ".join(sources), files)
 
 
 def sample_tokens(
@@ -230,16 +237,16 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitconvert"
 
 
-def _documents(sources: list[str], digest: Any) -> Iterator[str]:
-    """The documents behind the sources; what identifies their content goes into ``digest`` at once."""
+def _documents(sources: list[str], digest: Any) -> tuple[Iterator[str], dict[str, str]]:
+    """The documents behind the sources, and the hashes of their files; what they are goes into ``digest`` at once."""
     name = hub_dataset(sources)
     if name is not None:
-        return _hub_documents(name, digest)
-    for file in text_files(sources):
-        with file.open("rb") as stream:
-            digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return read_texts(sources)
+        return _hub_documents(name, digest), {}
+    found = hashes(text_files(sources))
+    for file, content in found.items():
+        digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
+        digest.update(bytes.fromhex(content))
+    return read_texts(sources), {str(file): content for file, content in found.items()}
 
 
 def hub_dataset(sources: Sequence[str]) -> str | None:
@@ -356,6 +363,8 @@ def _write(path: Path, token_lists: Iterator[list[int]], dtype: np.dtype[Any]) -
 def _memory_map(path: Path, dtype: np.dtype[Any], sources: list[str]) -> np.ndarray[Any, np.dtype[Any]]:
     if path.stat().st_size == 0:
         raise BitconvertError(f"{', '.join(sources)}: holds no text", "give a file with text in it")
+    if path.stat().st_size % dtype.itemsize:
+        raise BitconvertError(f"{path}: damaged, it ends within a token", "remove it: it is made again")
     return np.memmap(path, dtype, mode="r")
 
 

@@ -26,8 +26,10 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.heap import keep_freed_memory
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
-from bitconvert.models.lineage import HeldOut, Lineage
-from bitconvert.models.record import read_record, save_record
+from bitconvert.models.lineage import HeldOut, Lineage, Origin
+from bitconvert.models.location import locate
+from bitconvert.models.manifest import require_free, write_manifest
+from bitconvert.models.record import read_json_object, read_record, save_record
 from bitconvert.ranks import is_main
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Reporter
@@ -76,13 +78,17 @@ PAGE = "report.html"
 _RUN = "run.json"
 _KEPT = "kept.json"
 _ORIGINAL = "original"
+_ORIGIN = "origin.json"
+_START_AGAIN = "remove the directory and start again"
 
 
 class Interrupted(BitconvertError):
     """Stopped by a signal, with everything saved (exit code 128 + signal)."""
 
 
-def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, reporter: Reporter) -> WarmupReport:
+def warmup(
+    model: str, output: Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False, reporter: Reporter
+) -> WarmupReport:
     """Train a model's linear layers down to {-1, 0, +1}.
 
     While it runs, everything lies in ``OUTPUT.partial``; ``output`` appears by rename when the model is done. Under
@@ -91,9 +97,10 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     Args:
         model: hub id, Hugging Face directory or GGUF file of the original; a latent or baked checkpoint only with a
             recipe that trains it on as the ternary model that it is.
-        output: directory of the latent checkpoint; must not exist.
+        output: directory of the latent checkpoint, to be made.
         recipe: resolved options. With ``resume`` they must be those of the run that is continued.
         resume: go on from the newest checkpoint in ``OUTPUT.partial``.
+        overwrite: replace what an earlier run wrote to ``output``, once this one is done.
         reporter: receives stages, metrics and warnings.
 
     Raises:
@@ -102,6 +109,7 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
     """
     started = time.monotonic()
     keep_freed_memory()
+    require_free(output, overwrite=overwrite, source=locate(model))
     run_directory = partial_directory(output)
     with _only_run_in(run_directory):
         arguments = training_arguments(recipe, run_directory)
@@ -109,7 +117,7 @@ def warmup(model: str, output: Path, recipe: Recipe, *, resume: bool = False, re
             if is_main():
                 _begin_or_resume(run_directory, output, model, recipe, resume)
         with _failures_tidied(run_directory, resume), _memory_errors_named(), ExitStack() as stack:
-            return _run(model, output, recipe, arguments, run_directory, stack, reporter, started)
+            return _run(model, output, recipe, arguments, run_directory, overwrite, stack, reporter, started)
 
 
 def _run(
@@ -118,6 +126,7 @@ def _run(
     recipe: Recipe,
     arguments: TrainingArguments,
     run_directory: Path,
+    overwrite: bool,
     stack: ExitStack,
     reporter: Reporter,
     started: float,
@@ -128,6 +137,8 @@ def _run(
     recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
+    with arguments.main_process_first(local=False):
+        origin = _origin(checkpoint, run_directory)
     tokenizer = checkpoint.tokenizer()
     original = None if is_sharded(recipe) else checkpoint.load_latent()
 
@@ -148,9 +159,9 @@ def _run(
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
-        lineage = None if recipe.control else _lineage(checkpoint, recipe, text, kept, report)
+        lineage = None if recipe.control else _lineage(checkpoint, origin, recipe, text, kept, report)
         run = Run(checkpoint.name, text.identity, report, recipe, lineage, _metrics(run_directory), before, after)
-        _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output)
+        _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output, overwrite)
     trainer.accelerator.wait_for_everyone()
     return report
 
@@ -207,8 +218,6 @@ def _memory_errors_named() -> Iterator[None]:
 
 def _begin_or_resume(run_directory: Path, output: Path, model: str, recipe: Recipe, resume: bool) -> None:
     """Make the run's directory, or see that it is of the same run as before."""
-    if output.exists():
-        raise UsageError(f"{output}: exists already", "choose another --output, or remove it")
     if resume:
         begun_with, begun_recipe = unfinished_run(output)
         if begun_with != model or begun_recipe != recipe:
@@ -240,10 +249,9 @@ def unfinished_run(output: Path) -> tuple[str, Recipe]:
     run_directory = partial_directory(output)
     if not (run_directory / _RUN).exists():
         raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
-    try:
-        model: str = json.loads((run_directory / _RUN).read_text(encoding="utf-8"))["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BitconvertError(f"{run_directory / _RUN}: damaged", "remove the directory and start again") from error
+    model = read_json_object(run_directory / _RUN, _START_AGAIN).get("model")
+    if not isinstance(model, str):
+        raise BitconvertError(f"{run_directory / _RUN}: names no model", _START_AGAIN)
     return model, load_recipe(str(run_directory / RECIPE))
 
 
@@ -252,6 +260,27 @@ def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
     with atomic_directory(run_directory) as directory:
         (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
+
+
+def _origin(checkpoint: Checkpoint, run_directory: Path) -> Origin:
+    """The original's files; a resumed run must go on with the same.
+
+    Raises:
+        BitconvertError: one of them has changed.
+    """
+    record, found = run_directory / _ORIGIN, checkpoint.origin()
+    begun = read_record(record, Origin, f"remove {run_directory} and start again")
+    if begun is None:
+        with atomic_file(record) as temporary:
+            save_record(found, temporary)
+        return found
+    changed = sorted(dict(found.files.items() ^ begun.files.items()))
+    if changed:
+        raise BitconvertError(
+            f"{checkpoint.name}: {changed[0]} is not the one that this run was begun with",
+            f"restore it, or remove {run_directory} and start again",
+        )
+    return begun
 
 
 def _student(
@@ -403,9 +432,12 @@ def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _lineage(checkpoint: Checkpoint, recipe: Recipe, text: Text, kept: Kept, report: WarmupReport) -> Lineage:
+def _lineage(
+    checkpoint: Checkpoint, origin: Origin, recipe: Recipe, text: Text, kept: Kept, report: WarmupReport
+) -> Lineage:
     return Lineage(
-        source=checkpoint.name,
+        source=checkpoint.unpinned_name,
+        origin=origin,
         lam=lambda_at(1.0, recipe.lam.curve, recipe.lam.reach_one_at),
         scaling=recipe.scaling,
         kept=kept.modules,
@@ -414,6 +446,7 @@ def _lineage(checkpoint: Checkpoint, recipe: Recipe, text: Text, kept: Kept, rep
         init_tokens=report.init_tokens,
         steps=report.steps,
         data=text.identity,
+        data_files=dict(text.files),
         seed=recipe.training.seed,
         license=checkpoint.license,
         held_out=HeldOut(original=report.original_ppl, rounded=report.rounded_ppl, ternary=report.held_out_ppl),
@@ -456,10 +489,15 @@ def _metrics(run_directory: Path) -> list[dict[str, Any]]:
 
 
 def _save(
-    student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, run: Run, run_directory: Path, output: Path
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    run: Run,
+    run_directory: Path,
+    output: Path,
+    overwrite: bool,
 ) -> None:
     """Make ``output`` appear; a control run has no lineage, since nothing in it is ternary."""
-    with atomic_directory(output) as directory:
+    with atomic_directory(output, overwrite=overwrite) as directory:
         if run.lineage is None:
             student.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
@@ -471,4 +509,5 @@ def _save(
         (directory / PAGE).write_text(render_page(run), encoding="utf-8")
         if (run_directory / TRACKED).is_dir():
             shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)
+        write_manifest(directory)
     shutil.rmtree(run_directory)

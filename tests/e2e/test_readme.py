@@ -46,7 +46,7 @@ def test_its_commands_on_a_real_model_run_in_order(tmp_path: Path, story: Path) 
         done = run([sys.executable, "-m", *words, *small], tmp_path)
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[1])
-    looks = ["generate", "inspect", "eval", "compare", "inspect", "inspect"]
+    looks = ["generate", "inspect", "eval", "compare", "inspect", "inspect", "verify"]
     assert ran == ["doctor", "plan", "warmup", "pack", "eval", *looks]
 
 

@@ -47,7 +47,7 @@ def test_a_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "stale.json").write_text("old")
-    with atomic_directory(target) as temporary:
+    with atomic_directory(target, overwrite=True) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "config.json").write_text("new")
         assert names(target) == ["stale.json"]
@@ -78,7 +78,8 @@ def test_a_failed_swap_puts_the_old_directory_back(tmp_path: Path, monkeypatch: 
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(BitconvertError, match="Input/output error"), atomic_directory(target) as temporary:
+    failing = pytest.raises(BitconvertError, match="Input/output error")
+    with failing, atomic_directory(target, overwrite=True) as temporary:
         (temporary / "config.json").write_text("new")
     assert (target / "config.json").read_text() == "old"
     assert names(tmp_path) == ["model"]

@@ -25,6 +25,7 @@ COMMANDS = (
     "generate",
     "inspect",
     "compare",
+    "verify",
     "recipes",
     "demo",
     "doctor",
@@ -99,6 +100,34 @@ def test_the_three_commands(bitconvert, ternary: Path, smollm: Path, story: Path
         assert written.out.startswith("The quick")
 
 
+def test_a_changed_output_is_told_in_words_in_json_and_by_the_exit_code(
+    bitconvert, ternary: Path, tmp_path: Path
+) -> None:
+    assert bitconvert("pack", ternary, "--format", "tq2_0", "--output", tmp_path / "o").code == 0
+    told = bitconvert("verify", tmp_path / "o")
+    assert (told.code, told.out.partition(" (")[0]) == (0, "2 files are as they were written")
+    (tmp_path / "o" / "README.md").write_text("")
+    told = bitconvert("verify", tmp_path / "o")
+    assert (told.code, told.error()) == (1, f"error: {tmp_path / 'o'}: not as it was written (1 changed)")
+    assert re.search(r"README\.md +changed", told.out)
+    told = bitconvert("verify", tmp_path / "o", "--json")
+    assert (told.code, json.loads(told.out)["changed"]) == (1, ["README.md"])
+
+
+def test_names_in_a_file_are_no_orders_to_the_terminal(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(smollm, tmp_path / "m")
+    tensors = load_file(model / "model.safetensors")
+    evil = {"[/red]": tensors["model.norm.weight"], "\x1b[2J\nall is well": tensors["model.norm.weight"] + 1}
+    save_file({**tensors, **evil}, model / "model.safetensors", metadata={"format": "pt"})
+    told = bitconvert("inspect", model)
+    assert told.code == 0
+    assert "[/red]" in told.out
+    assert "\\x1b[2J" in told.out
+    assert "\x1b" not in told.out
+
+
 def test_unpack_and_what_can_be_done_with_it(bitconvert, ternary: Path, story: Path, tmp_path: Path) -> None:
     packed = bitconvert("pack", ternary, "--format", "tq2_0", "--output", tmp_path, "--json")
     file = Path(json.loads(packed.out)["files"][0]["path"])
@@ -106,7 +135,8 @@ def test_unpack_and_what_can_be_done_with_it(bitconvert, ternary: Path, story: P
     assert told.code == 0, told.err
     baked = tmp_path / f"{file.stem}-baked"
     assert f"saved {baked}\nnext: bitconvert pack {baked} --format" in told.out
-    again = bitconvert("unpack", file, "--output", baked, "--json")
+    assert bitconvert("unpack", file, "--output", baked).error() == f"error: {baked}: exists already"
+    again = bitconvert("unpack", file, "--output", baked, "--overwrite", "--json")
     assert json.loads(again.out)["kind"] == "gguf"
     evaluated = bitconvert("eval", baked, "--ppl", "--data", story, "--context", 64, "--json")
     assert json.loads(evaluated.out)["kind"] == "baked"
@@ -245,6 +275,7 @@ def test_what_is_wrong_with_arguments_is_told_without_torch(story: Path) -> None
         f"error: {nowhere}: no": ["pack", nowhere, "--format", "tq2_0"],
         f"error: {nowhere}: no such": ["unpack", nowhere],
         f"error: {nowhere}: no such file": ["inspect", nowhere],
+        f"error: {nowhere}: not a directory": ["verify", nowhere],
         f"error: {nowhere}: no such file or": ["generate", nowhere, "--prompt", "x"],
         f"error: {nowhere}: no such file or directory": ["eval", nowhere, *text],
         f"error: {nowhere}: no such file or directory\nhint: give a dir": [
@@ -373,7 +404,7 @@ def test_files_of_a_hub_model_do_not_go_into_the_hubs_cache(
     monkeypatch.chdir(tmp_path / "here")
     assert bitconvert("pack", "owner/model-ternary", "--format", "tq2_0").code == 0
     packed = tmp_path / "here" / "model-ternary-packed"
-    assert {path.name for path in packed.iterdir()} == {"model-ternary-TQ2_0.gguf", "README.md"}
+    assert {path.name for path in packed.iterdir()} == {"model-ternary-TQ2_0.gguf", "README.md", "SHA256SUMS"}
     file = gguf.GGUFReader(packed / "model-ternary-TQ2_0.gguf")
     assert file.fields["general.name"].contents() == "model-ternary"
 

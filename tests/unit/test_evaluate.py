@@ -240,9 +240,8 @@ def test_activations_are_rounded_in_llama_cpps_blocks(
     with edited_safetensors(latent / "model.safetensors") as weights:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.0.{norm}.weight"][:2] *= 100
-    path = (
-        pack(open_checkpoint(str(latent)), Packing(formats=(format_name,)), tmp_path, reporter=Silent()).files[0].path
-    )
+    packing = Packing(formats=(format_name,))
+    path = pack(open_checkpoint(str(latent)), packing, tmp_path / "out", reporter=Silent()).files[0].path
     assert gguf_source.tensor_types(Path(path))["model.layers.0.mlp.down_proj.weight"] == stored
     settings = {"data": text, "context": CONTEXT, "runtime": "llama.cpp"}
     blocks, tokens = (evaluate(path, **settings, against=original).comparison for original in (path, str(latent)))  # type: ignore[arg-type]

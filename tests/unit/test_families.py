@@ -258,7 +258,7 @@ def test_the_context_decides_over_long_rope_factors_and_pack_says_so(tmp_path: P
     made = _make("phi3-short", tmp_path)
     file = _pack(made.directory, ["tq2_0"], tmp_path)[0]
     assert "exceeds 512 tokens" in file.notes()[0]
-    other = _pack(write_model(tmp_path / "other", "phi3"), ["tq2_0"], tmp_path)[0]
+    other = _pack(write_model(tmp_path / "other", "phi3"), ["tq2_0"], tmp_path / "out")[0]
     assert not other.notes()
     path = write_gguf(made.directory, tmp_path / "model.gguf")
     with open_runtime(path, 1024, threads=1) as runtime:  # the same 300 tokens, in a context that is longer than 512

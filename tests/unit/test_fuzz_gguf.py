@@ -31,9 +31,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """A small file of each format, and one with a SentencePiece vocabulary."""
     folder = tmp_path_factory.mktemp("good")
     bpe = make_latent(folder / "bpe", layers=1, intermediate_size=256)
-    report = run_pack(bpe, GGUF_NAMES, folder)
+    report = run_pack(bpe, GGUF_NAMES, folder / "packed-bpe")
     pieces = make_latent(folder / "pieces", variant="llama2", layers=1, intermediate_size=256)
-    report.files.extend(run_pack(pieces, ["tq1_0"], folder).files)
+    report.files.extend(run_pack(pieces, ["tq1_0"], folder / "packed-pieces").files)
     return [Path(file.path).read_bytes() for file in report.files]
 
 

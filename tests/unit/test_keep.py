@@ -60,7 +60,7 @@ def test_what_a_recipe_names_stays_plain_and_learns(smollm: Path, story: Path, t
     checkpoint = open_checkpoint(str(tmp_path / "out"))
     assert len(bitlinears(checkpoint.load())) == 12
     assert DOWNS[0] in (tmp_path / "out" / "README.md").read_text()
-    file = pack(checkpoint, Packing(formats=("tq2_0",)), tmp_path, reporter=Silent()).files[0]
+    file = pack(checkpoint, Packing(formats=("tq2_0",)), tmp_path / "packed", reporter=Silent()).files[0]
     assert {tensor.name: tensor.type for tensor in file.kept} == {
         "blk.0.ffn_down.weight": "Q8_0",
         "blk.1.ffn_down.weight": "Q8_0",

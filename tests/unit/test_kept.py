@@ -101,7 +101,7 @@ def test_gguf_holds_them_as_the_reference_quantizes_them(
 @pytest.mark.parametrize("kept_type", ["q8_0", "q6_k", "q4_k", "f16"])
 def test_llama_cpp_computes_with_them(tmp_path: Path, mixed: Path, kept_type: str) -> None:
     all_ternary = make_checkpoint(tmp_path / "ternary")
-    file = pack_one(mixed, "tq2_0", tmp_path, kept_type=kept_type)
+    file = pack_one(mixed, "tq2_0", tmp_path / "out", kept_type=kept_type)
     assert {tensor.type for tensor in file.kept} == {kept_type.upper()}
     with open_runtime(file.path, n_ctx=IDS.numel(), threads=1) as runtime:
         theirs = torch.tensor(runtime.logits(IDS[0].tolist()))
@@ -127,7 +127,7 @@ def test_a_large_one_is_written_whole(
 ) -> None:
     """In parts, its rows would change places within the parts."""
     monkeypatch.setattr("bitconvert.models.checkpoint._WEIGHTS_AT_ONCE", 96 * 256)
-    stored = gguf_tensors(pack_one(mixed, "tq2_0", tmp_path, kept_type="f32"))
+    stored = gguf_tensors(pack_one(mixed, "tq2_0", tmp_path / "out", kept_type="f32"))
     expected = llama_cpp_order(source[f"{Q}.weight"], heads=4)
     np.testing.assert_array_equal(stored[GGUF_Q].data, expected.numpy())
 

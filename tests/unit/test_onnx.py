@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.packing.onnx_data import OnnxData
 from bitconvert.packing.onnx_graph import FAMILIES
@@ -171,15 +171,6 @@ def test_the_directory_is_what_transformers_js_reads(tiny: Path, packed: Path) -
     assert [out.name for out in session.get_outputs()] == ["logits", *(f"present.{part}" for part in cache)]
     size = config["hidden_size"] // config["num_attention_heads"]
     assert inputs["past_key_values.0.key"] == ["batch", config["num_key_value_heads"], "past", size]
-
-
-def test_a_packed_model_is_replaced_and_anything_else_is_not(tmp_path: Path, tiny: Path) -> None:
-    target = pack_directory(tiny, "onnx", tmp_path)
-    assert target.name == "tiny-onnx"
-    assert pack_directory(tiny, "onnx", tmp_path) == target
-    (target / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="exists, and is no packed model"):
-        pack_directory(tiny, "onnx", tmp_path)
 
 
 @pytest.mark.parametrize("victim", ["model.norm.weight", "1.mlp.down_proj.weight", "1.mlp.down_proj.weight_scale"])

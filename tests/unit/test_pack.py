@@ -166,7 +166,7 @@ def test_a_tied_head_is_dropped_even_where_the_checkpoint_repeats_it(tmp_path: P
     model = make_latent(tmp_path / "tiny")
     edit_weights(model, {"lm_head.weight": torch.zeros_like(embedding_of(model))})
     assert "output.weight" not in gguf_tensors(pack_one(model, "tq2_0", tmp_path / "out"))
-    directory = Path(pack_one(model, "safetensors", tmp_path / "out").path)
+    directory = Path(pack_one(model, "safetensors", tmp_path / "other").path)
     assert "lm_head.weight" not in load_file(directory / "model.safetensors")
 
 
@@ -358,25 +358,13 @@ def test_texts_that_llama_cpp_reads_otherwise_are_told(tmp_path: Path) -> None:
     report = run_pack(model, ["tq2_0"], tmp_path / "out", reporter=told)
     assert report.warnings == told.warnings
     assert "one more space in llama.cpp" in report.warnings[0]
-    assert run_pack(model, ["safetensors"], tmp_path / "out").warnings == []  # llama.cpp does not read that
+    assert run_pack(model, ["safetensors"], tmp_path / "other").warnings == []  # llama.cpp does not read that
 
 
 def test_packed_models_are_refused(tmp_path: Path, latent: Path) -> None:
     report = run_pack(latent, ["safetensors", "tq2_0"], tmp_path / "first")
     for file in report.files:
         assert "already packed" in refused(Path(file.path), ["q2_0"], tmp_path / "second").message
-
-
-def test_a_directory_of_something_else_is_not_replaced(tmp_path: Path, latent: Path) -> None:
-    target = tmp_path / "out" / f"{latent.name}-bitnet"
-    target.mkdir(parents=True)
-    (target / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="exists, and is no packed model"):
-        run_pack(latent, ["tq2_0", "safetensors"], tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == [target.name, "thesis.txt"]
-    (target / "thesis.txt").unlink()
-    for _ in range(2):  # into the empty directory, then over the model that is there
-        assert run_pack(latent, ["safetensors"], tmp_path / "out").files[0].path == str(target)
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
@@ -460,7 +448,7 @@ def test_an_embedding_that_float16_cannot_hold_is_refused(tmp_path: Path) -> Non
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, latent: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BitconvertError, match="cannot be written"):
-        run_pack(latent, [name], tmp_path / "file")
+        run_pack(latent, [name], tmp_path / "file" / "out")
 
 
 # ---- nothing half-written, nothing wrongly written -------------------------------------------------------------------

@@ -33,6 +33,7 @@ from bitconvert.ternary.quantize import ternarize
 from bitconvert.training.student import require_trainable
 from bitconvert.training.warmup import warmup
 from tests.models import VARIANTS, write_gguf, write_model
+from tests.packed import free
 from tests.recipes import FROM_THE_ORIGINAL
 from tests.recording import Recorder
 
@@ -52,7 +53,8 @@ def latent(directory: Path, variant: str = "smollm2", scaling: Scaling | None = 
 
 
 def packed(model: Path, form: str, output: Path, **options: Any) -> PackedFile:
-    return pack(open_checkpoint(str(model)), Packing(formats=(form,), **options), output, reporter=Silent()).files[0]
+    packing = Packing(formats=(form,), **options)
+    return pack(open_checkpoint(str(model)), packing, free(output), reporter=Silent()).files[0]
 
 
 def unpacked(model: Path | str, output: Path) -> UnpackReport:
@@ -173,6 +175,7 @@ def test_the_directory_is_a_plain_model_to_stock_transformers(tmp_path: Path) ->
     model = stock(tmp_path / "baked")
     assert type(model.get_submodule("model.layers.0.mlp.up_proj")) is nn.Linear
     assert {path.name for path in (tmp_path / "baked").iterdir()} == {
+        "SHA256SUMS",
         "baked.json",
         "bitconvert.json",
         "config.json",
@@ -182,7 +185,7 @@ def test_the_directory_is_a_plain_model_to_stock_transformers(tmp_path: Path) ->
     }
     config = json.loads((tmp_path / "baked" / "config.json").read_text())
     assert list(config) == sorted(config)
-    expected = stock(tmp_path, gguf_file=Path(file.path).name)  # transformers' own reader
+    expected = stock(Path(file.path).parent, gguf_file=Path(file.path).name)  # transformers' own reader
     assert torch.equal(logits(model), logits(expected))
 
 
@@ -419,31 +422,6 @@ def test_what_does_not_read_back_is_not_kept(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BitconvertError, match="does not read back as it was written"):
         unpacked(file.path, tmp_path / "baked")
     assert not (tmp_path / "baked").exists()
-
-
-def test_only_its_own_directories_are_replaced(tmp_path: Path) -> None:
-    file = packed(latent(tmp_path / "tiny"), "tq2_0", tmp_path)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    for taken, reason in (
-        (tmp_path / "thesis", "exists, and was not made by unpack"),
-        (tmp_path / "tiny", "exists, and was not made by unpack"),
-        (Path(file.path), "holds the model that is to be unpacked"),
-    ):
-        before = content(taken)
-        with pytest.raises(UsageError, match=reason):
-            unpacked(file.path, taken)
-        assert content(taken) == before
-    unpacked(file.path, tmp_path / "baked")
-    (tmp_path / "baked" / "old").write_text("")
-    unpacked(file.path, tmp_path / "baked")
-    assert not (tmp_path / "baked" / "old").exists()
-    inside = packed(tmp_path / "baked", "tq2_0", tmp_path / "baked")
-    with pytest.raises(UsageError, match="holds the model that is to be unpacked"):
-        unpacked(inside.path, tmp_path / "baked")
-    assert Path(inside.path).exists()
-    with pytest.raises(BitconvertError, match="unpacked already"):
-        unpacked(tmp_path / "baked", tmp_path / "twice")
 
 
 def test_the_current_directory_is_not_pulled_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

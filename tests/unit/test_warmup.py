@@ -666,9 +666,8 @@ def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path
 def test_a_scale_per_group_does_not_hide_that_a_file_is_packed(smollm: Path, story: Path, tmp_path: Path) -> None:
     recipe = small(story, "scaling.granularity=group:64")
     warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
-    file = pack(open_checkpoint(str(tmp_path / "out")), Packing(formats=("q2_0",)), tmp_path, reporter=Silent()).files[
-        0
-    ]
+    trained, packing = open_checkpoint(str(tmp_path / "out")), Packing(formats=("q2_0",))
+    file = pack(trained, packing, tmp_path / "packed", reporter=Silent()).files[0]
     with pytest.raises(BitconvertError, match="no latent weights left"):
         warmup(file.path, tmp_path / "again", small(story), reporter=Silent())
 

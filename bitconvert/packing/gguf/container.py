@@ -20,6 +20,9 @@ class GgufContainer:
     """Announce every tensor with ``add_tensor``, then ``begin``, then ``write`` the data in the same order, in parts.
 
     Metadata and the tensors that some rotary embeddings need come from the checkpoint by themselves.
+
+    Attributes:
+        files: what is written to: the file, or the shards of it in their order; known once it has begun.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class GgufContainer:
         self._writer.write_kv_data_to_file()
         self._writer.write_ti_data_to_file()
         files = self._writer.fout or []
+        self.files = [Path(file.name) for file in files]
         self._file_of = [file for file, held in zip(files, self._writer.tensors, strict=True) for _ in held]
         for factors in self._rope.values():
             self.write(factors)
