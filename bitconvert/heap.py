@@ -1,11 +1,13 @@
-"""How the C library's heap treats memory that was freed."""
+"""Memory: how the C library's heap treats what was freed, and how to tell that there was too little."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
+_TOO_LITTLE = re.compile("can't allocate memory|cannot allocate memory|out of memory|OutOfMemoryError", re.IGNORECASE)
 
 
 def keep_freed_memory() -> None:
@@ -21,3 +23,8 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_TOP_PAD, 2**26)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python, torch on a GPU and on a CPU, and the system when it maps a file say it unlike."""
+    return isinstance(error, MemoryError) or bool(_TOO_LITTLE.search(f"{type(error).__name__}: {error}"))

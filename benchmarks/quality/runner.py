@@ -29,8 +29,8 @@ from benchmarks.quality.summary import best_lr
 from benchmarks.quality.trial import Trial
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
+from bitconvert.training.run_directory import partial_directory
 from bitconvert.training.trainer import METRICS, last_checkpoint, uses_bf16
-from bitconvert.training.warmup import partial_directory
 
 _WARMUP = "warmup.json"
 _TRY_AGAIN = "run the same command again: what has a result is not run twice"

@@ -26,6 +26,7 @@ from bitconvert.cli.unpack import unpack
 from bitconvert.cli.verify import verify
 from bitconvert.cli.warmup import warmup
 from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.heap import is_out_of_memory
 from bitconvert.ranks import is_main
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 _NO_COMMAND = 2
 _INTERRUPTED = 130
+_LESS_MEMORY = "end other programs, or ask for less: a shorter --context, one --format at a time"
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,7 +83,7 @@ _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer 
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 or 143 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _quiet_libraries()
@@ -99,6 +101,10 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to complain of
         sys.exit(1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(BitconvertError(f"out of memory ({_one_line(str(error))[:200]})", _LESS_MEMORY))
     sys.exit(status)
 
 

@@ -13,6 +13,7 @@ import typer
 from bitconvert.cli.arguments import Json, Overwrite, beside_name, print_json, resolve, warn_of_formats
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
+from bitconvert.models.texts import hub_dataset
 from bitconvert.ranks import is_main
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def warmup(
         raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
     resolved = _tracked(resolved, trackers)
     locate(model)
+    for texts in (resolved.data.sources, resolved.data.held_out):
+        hub_dataset(texts)
     output = output or _default_output(model)
 
     from bitconvert.ui.progress import progress
@@ -72,14 +75,16 @@ def _resumed(
     held_out: list[str] | None,
     overrides: list[str] | None,
 ) -> tuple[str, Recipe]:
-    """The model and recipe to go on with: the run's own, unless the command line names (the same) ones again."""
+    """The model and recipe to go on with: the run's own, with what is set anew; or those of the command line again."""
+    from bitconvert.recipe import load_recipe
+
     with redirect_stdout(sys.stderr):  # see above
-        from bitconvert.training.warmup import unfinished_run
+        from bitconvert.training.run_directory import unfinished_run
 
     begun_with, begun_recipe = unfinished_run(output)
-    if recipe or data or held_out or overrides:
+    if recipe or data or held_out:
         return model or begun_with, resolve(recipe, data, held_out, overrides)
-    return model or begun_with, begun_recipe
+    return model or begun_with, load_recipe(overrides=overrides or (), beneath=begun_recipe)
 
 
 def _tracked(recipe: Recipe, trackers: list[str] | None) -> Recipe:

@@ -8,13 +8,16 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from bitconvert.errors import BitconvertError
+from bitconvert.models.location import HUB_ID
 
+_HUB_DATASET = rf"{HUB_ID}|[\w-]+"  # the oldest ones have no owner
 TEXT_FIELD = "text"
 
 
@@ -41,6 +44,21 @@ def text_files(paths: Iterable[str]) -> list[Path]:
         BitconvertError: a path does not exist, is of an unknown type, or is a directory without texts.
     """
     return [file for path in paths for file in _files_of(Path(path).expanduser())]
+
+
+def hub_dataset(sources: Sequence[str]) -> str | None:
+    """The hub dataset that the sources are; None where each of them is a text on this disk.
+
+    Raises:
+        BitconvertError: there is no such file, none of a known type, or no text in a directory.
+    """
+    for source in sources:
+        path = Path(source).expanduser()
+        is_name = len(sources) == 1 and re.fullmatch(_HUB_DATASET, source) and _reader_of(path) is None
+        if is_name and not path.exists():
+            return source
+        text_files([source])
+    return None
 
 
 def _files_of(path: Path) -> list[Path]:

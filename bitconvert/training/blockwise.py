@@ -17,13 +17,19 @@ from bitconvert.recipe import Initialisation
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.ternary.schedule import lr_at
-from bitconvert.training.layers import Layer
+from bitconvert.training.layers import FittedLayers, Layer
 
 _LR_SCHEDULE, _LR_WARMUP, _LR_FINAL = "cosine", 0.05, 0.05
 
 
 def fit_layers(
-    layers: Sequence[Layer], states: list[Tensor], lam: Lambda, options: Initialisation, seed: int, reporter: Reporter
+    layers: Sequence[Layer],
+    states: list[Tensor],
+    lam: Lambda,
+    options: Initialisation,
+    seed: int,
+    reporter: Reporter,
+    fitted: FittedLayers,
 ) -> None:
     """Train the latents, norms and biases of one layer after the other at λ = 1.
 
@@ -34,6 +40,7 @@ def fit_layers(
         options: rate and epochs of each layer.
         seed: of the batches' order.
         reporter: told how many layers are done.
+        fitted: those that are done already; gets the others.
 
     Raises:
         BitconvertError: the loss is not finite.
@@ -44,23 +51,26 @@ def fit_layers(
         with lam.at(0.0):
             wanted = layer.all(wanted)
         with lam.at(1.0):
-            _fit(layer, given, wanted, options, generator)
+            order = _order(len(given), options.epochs, generator)
+            if not fitted.restore(done, layer):
+                _fit(layer, given, wanted, order, options.lr)
+                fitted.keep(done, layer)
             given = layer.all(given)
         reporter.advance(done, len(layers))
 
 
+def _order(batches: int, epochs: int, generator: torch.Generator) -> list[int]:
+    """Of the steps at one layer; drawn for one that is done too, so that the next has the order it would have had."""
+    order: list[int] = torch.cat([torch.randperm(batches, generator=generator) for _ in range(epochs)]).tolist()
+    return order
+
+
 def _fit(
-    layer: Layer,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    options: Initialisation,
-    generator: torch.Generator,
+    layer: Layer, inputs: Sequence[Tensor], outputs: Sequence[Tensor], order: Sequence[int], peak_rate: float
 ) -> None:
     optimizer = torch.optim.Adam(layer.module.parameters())
-    epochs = (torch.randperm(len(inputs), generator=generator) for _ in range(options.epochs))
-    order = torch.cat(list(epochs)).tolist()
     for step, index in enumerate(order):
-        rate = options.lr * lr_at((step + 0.5) / len(order), _LR_SCHEDULE, _LR_WARMUP, _LR_FINAL)
+        rate = peak_rate * lr_at((step + 0.5) / len(order), _LR_SCHEDULE, _LR_WARMUP, _LR_FINAL)
         for group in optimizer.param_groups:
             group["lr"] = rate
         error = _relative_error(layer(inputs[index]), outputs[index])

@@ -13,13 +13,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from bitconvert.errors import BitconvertError
-from bitconvert.models.texts import TEXT_FIELD, read_texts, text_files
+from bitconvert.models.texts import TEXT_FIELD, hub_dataset, read_texts, text_files
 from bitconvert.training.data import (
     Tokens,
     Windows,
     end_of_text,
     first_windows,
-    hub_dataset,
     hub_errors_named,
     open_hub_dataset,
     seeded_order,

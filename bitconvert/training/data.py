@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
-from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.generation import without_own_defaults
 from bitconvert.models.manifest import hashes
-from bitconvert.models.texts import TEXT_FIELD, ending_of, read_texts, text_files
+from bitconvert.models.texts import TEXT_FIELD, ending_of, hub_dataset, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report.reporter import Reporter
 from bitconvert.training.tokenizing import encode, in_batches
@@ -237,6 +236,24 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitconvert"
 
 
+def prepare_cache() -> None:
+    """Make the cache's directory.
+
+    Raises:
+        BitconvertError: nothing can be written there.
+    """
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission, or a read-only disk")
+    except OSError as error:
+        raise BitconvertError(
+            f"{directory}: cannot be written ({error.strerror})",
+            "set BITCONVERT_CACHE to a directory that can be written",
+        ) from error
+
+
 def _documents(sources: list[str], digest: Any) -> tuple[Iterator[str], dict[str, str]]:
     """The documents behind the sources, and the hashes of their files; what they are goes into ``digest`` at once."""
     name = hub_dataset(sources)
@@ -247,22 +264,6 @@ def _documents(sources: list[str], digest: Any) -> tuple[Iterator[str], dict[str
         digest.update(ending_of(file).encode())  # the same bytes read in another way are another text
         digest.update(bytes.fromhex(content))
     return read_texts(sources), {str(file): content for file, content in found.items()}
-
-
-def hub_dataset(sources: Sequence[str]) -> str | None:
-    """The hub dataset that the sources are; None where they are local.
-
-    Raises:
-        BitconvertError: they are neither.
-    """
-    missing = [source for source in sources if not Path(source).expanduser().exists()]
-    if not missing:
-        return None
-    if len(sources) == 1 and re.fullmatch(rf"{HUB_ID}|[\w-]+", sources[0]):  # the oldest datasets have no owner
-        return sources[0]
-    raise BitconvertError(
-        f"{missing[0]}: no such file or directory", "give .txt, .jsonl or .parquet files, or one hub dataset"
-    )
 
 
 @contextmanager
@@ -355,6 +356,7 @@ def id_dtype(vocabulary: int) -> np.dtype[Any]:
 
 
 def _write(path: Path, token_lists: Iterator[list[int]], dtype: np.dtype[Any]) -> None:
+    prepare_cache()
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         for ids in token_lists:
             stream.write(np.asarray(ids, dtype).tobytes())

@@ -17,7 +17,7 @@ from bitconvert.recipe import Scaling
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import BitLinear, Lambda, bitlinears
 from bitconvert.ternary.quantize import rounded, scale_of
-from bitconvert.training.layers import Layer
+from bitconvert.training.layers import FittedLayers, Layer
 
 _DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it (GPTQ's)
 _BLOCK = 128  # columns after which all that follow are told (GPTQ's)
@@ -25,7 +25,9 @@ _ROUNDS = 3  # the scale is that of the latents, which are known once they were 
 
 
 @torch.no_grad()
-def compensate_layers(layers: Sequence[Layer], states: list[Tensor], lam: Lambda, reporter: Reporter) -> None:
+def compensate_layers(
+    layers: Sequence[Layer], states: list[Tensor], lam: Lambda, reporter: Reporter, fitted: FittedLayers
+) -> None:
     """Replace the latents of one layer after the other; each is given what the ternary layers before it make.
 
     Args:
@@ -33,17 +35,24 @@ def compensate_layers(layers: Sequence[Layer], states: list[Tensor], lam: Lambda
         states: what goes into the first one.
         lam: of their BitLinears.
         reporter: told how many layers are done.
+        fitted: those that are done already; gets the others.
     """
     for done, layer in enumerate(layers, start=1):
-        with lam.at(0.0), _input_products(bitlinears(layer.module)) as products:
-            layer.all(states)
-        for linear, of_inputs in products.items():
-            linear.weight.copy_(compensated(linear.weight, of_inputs, linear.scaling))
-            if linear.learned_scale is not None:
-                linear.learn_scale()  # anew, from where the latents are now
+        if not fitted.restore(done, layer):
+            _compensate(layer, states, lam)
+            fitted.keep(done, layer)
         with lam.at(1.0):
             states = layer.all(states)
         reporter.advance(done, len(layers))
+
+
+def _compensate(layer: Layer, states: Sequence[Tensor], lam: Lambda) -> None:
+    with lam.at(0.0), _input_products(bitlinears(layer.module)) as products:
+        layer.all(states)
+    for linear, of_inputs in products.items():
+        linear.weight.copy_(compensated(linear.weight, of_inputs, linear.scaling))
+        if linear.learned_scale is not None:
+            linear.learn_scale()  # anew, from where the latents are now
 
 
 @contextmanager

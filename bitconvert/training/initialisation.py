@@ -12,7 +12,7 @@ from bitconvert.ternary.bitlinear import Lambda
 from bitconvert.training.blockwise import fit_layers
 from bitconvert.training.data import TrainingWindows
 from bitconvert.training.gptq import compensate_layers
-from bitconvert.training.layers import taken_apart
+from bitconvert.training.layers import FittedLayers, taken_apart
 
 
 def initialise(
@@ -22,6 +22,7 @@ def initialise(
     windows: TrainingWindows,
     dtype: torch.dtype,
     reporter: Reporter,
+    fitted: FittedLayers,
 ) -> int:
     """Change the student's latents as ``recipe.init`` says; the same recipe makes the same of them each time.
 
@@ -32,6 +33,7 @@ def initialise(
         windows: the training windows in their order; those at its beginning are looked at.
         dtype: of products, as in training.
         reporter: told how many layers are done.
+        fitted: those that an interrupted run did; gets the others as they are done.
 
     Returns:
         How many tokens of text were looked at.
@@ -42,9 +44,9 @@ def initialise(
         with lam.at(0.0):
             layers, states = taken_apart(student, batches, dtype)
         if recipe.init.method == "gptq":
-            compensate_layers(layers, states, lam, reporter)
+            compensate_layers(layers, states, lam, reporter, fitted)
         else:
-            fit_layers(layers, states, lam, recipe.init, recipe.training.seed, reporter)
+            fit_layers(layers, states, lam, recipe.init, recipe.training.seed, reporter, fitted)
     return sum(batch.numel() for batch in batches)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bitconvert.atomic import atomic_file
 from bitconvert.models.head import decoder_layers, hidden_states
+from bitconvert.ranks import is_main
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,46 @@ class Layer:
     def all(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The same for each of several batches, as they wait."""
         return [self(hidden).to(self.dtype) for hidden in states]
+
+
+class FittedLayers:
+    """Layers that are done, on disk: an interrupted initialisation goes on after them, and ends with the same weights.
+
+    Args:
+        directory: a file a layer; None keeps nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no layer is done."""
+        return self._directory is None or not any(self._directory.glob("layer-*"))
+
+    def restore(self, index: int, layer: Layer) -> bool:
+        """Give a layer the weights that it was left with, if it was done."""
+        file = self._file(index)
+        if file is None or not file.exists():
+            return False
+        layer.module.load_state_dict(load_file(file, device=str(next(layer.module.parameters()).device)))
+        return True
+
+    def keep(self, index: int, layer: Layer) -> None:
+        """Write a layer down that is done."""
+        if (file := self._file(index)) is None or not is_main():
+            return
+        state = {name: tensor.detach().contiguous() for name, tensor in layer.module.state_dict().items()}
+        with atomic_file(file) as temporary:
+            save_file(state, temporary)
+
+    def forget(self) -> None:
+        """Begin with the first layer again."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _file(self, index: int) -> Path | None:
+        return self._directory / f"layer-{index:05}.safetensors" if self._directory else None
 
 
 @torch.no_grad()

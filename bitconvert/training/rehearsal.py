@@ -32,6 +32,7 @@ from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Silent
 from bitconvert.training.data import ShuffledWindows, Windows
 from bitconvert.training.initialisation import initialise, micro_batches
+from bitconvert.training.layers import FittedLayers
 from bitconvert.training.ledger import ACTIVATIONS, Ledger, Work
 from bitconvert.training.student import make_student
 from bitconvert.training.teacher import LiveTeacher, Teacher, has_teacher, products_dtype
@@ -144,7 +145,7 @@ class Rehearsal:
         init = recipe.init.model_copy(update={"tokens": size, "epochs": epochs})
         windows = ShuffledWindows(Windows(text, recipe.training.context), batches * self._batch, recipe.training.seed)
         recipe = recipe.model_copy(update={"init": init})
-        initialise(self.student, self.trainer.lam, recipe, windows, dtype, Silent())
+        initialise(self.student, self.trainer.lam, recipe, windows, dtype, Silent(), FittedLayers(None))
 
     def evaluate(self, batches: int = 1) -> None:
         """Measure the model on held-out text, as it is measured during training."""

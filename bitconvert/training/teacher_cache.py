@@ -14,10 +14,10 @@ from pydantic import ByteSize
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bitconvert.atomic import atomic_file
+from bitconvert.atomic import GrowingFile, only_one_at
 from bitconvert.errors import BitconvertError
 from bitconvert.report.reporter import Reporter
-from bitconvert.training.data import ShuffledWindows, cache_directory, id_dtype
+from bitconvert.training.data import ShuffledWindows, cache_directory, id_dtype, prepare_cache
 from bitconvert.training.distill import FullTarget, TopTarget, chunk_rows, chunks, top_shares
 from bitconvert.training.teacher import LiveTeacher
 
@@ -79,6 +79,9 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
     def fill(self, teacher: Callable[[], LiveTeacher], batch_size: int, reporter: Reporter) -> None:
         """Ask the teacher about every window, unless its answers are there from an earlier run.
 
+        An interrupted run leaves what it was told, and the next goes on after that. Of two runs with the same
+        questions one waits for the answers of the other.
+
         Args:
             teacher: makes the teacher; not called where it is not needed.
             batch_size: windows in one forward pass.
@@ -87,32 +90,36 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
         Raises:
             BitconvertError: the disk is full, or would be.
         """
-        size = self._record.itemsize * len(self._visited)
-        told = f"{ByteSize(size).human_readable(decimal=True)} for the teacher's {self._k} likeliest tokens"
-        if self._path.exists():
-            reporter.note(f"{told} are there from an earlier run: {self._path}")
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        reporter.note(
-            f"{told}, {self._record.itemsize / self._order.windows.context:.0f} bytes a token of text: {self._path}"
-        )
-        _require_space(self._path, size)
-        reporter.stage("asking the original model")
-        with atomic_file(self._path) as temporary, temporary.open("wb") as stream:
-            for done, record in enumerate(self._answers(teacher(), batch_size), 1):
-                stream.write(record)
-                reporter.advance(done, len(self._visited))
+        prepare_cache()
+        with only_one_at(self._path, waits=True):
+            size = self._record.itemsize * len(self._visited)
+            told = f"{ByteSize(size).human_readable(decimal=True)} for the teacher's {self._k} likeliest tokens"
+            if self._path.exists():
+                reporter.note(f"{told} are there from an earlier run: {self._path}")
+                return
+            reporter.note(
+                f"{told}, {self._record.itemsize / self._order.windows.context:.0f} bytes a token of text: {self._path}"
+            )
+            answers = GrowingFile(self._path, self._record.itemsize * batch_size)
+            _require_space(self._path, size - answers.size)
+            reporter.stage("asking the original model")
+            with answers.more() as write:
+                done = answers.size // self._record.itemsize  # in whole batches, so that the others are the same
+                for records in self._answers(teacher(), batch_size, done):
+                    write(records.tobytes())
+                    done += len(records)
+                    reporter.advance(done, len(self._visited))
 
-    def _answers(self, teacher: LiveTeacher, batch_size: int) -> Iterator[bytes]:
-        """A record for each window, in ascending order."""
-        for start in range(0, len(self._visited), batch_size):
+    def _answers(self, teacher: LiveTeacher, batch_size: int, done: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
+        """Records of a batch of windows after the other, ascending, without those of the first windows."""
+        for start in range(done, len(self._visited), batch_size):
             windows = [self._order.windows[int(index)] for index in self._visited[start : start + batch_size]]
             target = teacher.target({"input_ids": torch.stack([window["input_ids"] for window in windows])})
             tokens, shares = _top_of(target, self._k)
             records = np.empty(len(windows), self._record)
             records[TEACHER_TOKENS] = tokens.view(len(windows), -1, self._k).cpu().numpy()
             records[TEACHER_SHARES] = shares.view(len(windows), -1, self._k + 1).cpu().numpy()
-            yield from (record.tobytes() for record in records)
+            yield records
 
 
 def _top_of(target: FullTarget, k: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from bitconvert.training.data import (
     split_held_out,
     tokenize,
 )
+from bitconvert.training.run_directory import require_same_texts
 from bitconvert.training.streaming import streamed_windows
 
 
@@ -38,7 +39,9 @@ def training_text(
         corpus, held_out = _corpus(tokenizer, recipe, reporter)
         return corpus, stack.enter_context(streamed_windows(corpus, tokenizer, recipe, run_directory)), held_out
     tokens = _training_tokens(original, tokenizer, recipe, reporter)
-    windows, held_out = _split(tokens, tokenizer, recipe, reporter)
+    measured = tokenize(recipe.data.held_out, tokenizer, reporter) if recipe.data.held_out else tokens
+    require_same_texts(run_directory, [tokens.key, measured.key])
+    windows, held_out = _split(tokens, measured, recipe)
     count = recipe.training.steps * recipe.training.batch_size
     return tokens, ShuffledWindows(windows, count, recipe.training.seed), held_out
 
@@ -63,11 +66,9 @@ def _training_tokens(
     return sample_tokens(original, tokenizer, recipe.data, recipe.training.context, recipe.training.seed, reporter)
 
 
-def _split(
-    tokens: Tokens, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
-) -> tuple[Windows, Windows]:
+def _split(tokens: Tokens, measured: Tokens, recipe: Recipe) -> tuple[Windows, Windows]:
+    """Windows to train on and to measure on, of one text or of two."""
     context = recipe.training.context
-    if not recipe.data.held_out:
+    if measured is tokens:
         return split_held_out(tokens, recipe.data.held_out_tokens, context)
-    held_out = tokenize(recipe.data.held_out, tokenizer, reporter)
-    return first_windows(tokens, len(tokens), context), first_windows(held_out, recipe.data.held_out_tokens, context)
+    return first_windows(tokens, len(tokens), context), first_windows(measured, recipe.data.held_out_tokens, context)

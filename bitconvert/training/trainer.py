@@ -24,9 +24,9 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from bitconvert.atomic import atomic_file, disk_full_names, sync_tree
+from bitconvert.atomic import atomic_file, discard, disk_full_names, sync_tree
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.head import head_of, hidden_states
 from bitconvert.ranks import is_main, world_size
@@ -39,7 +39,7 @@ from bitconvert.training.distill import DistillationLoss, distillation_loss
 from bitconvert.training.flips import FlipMeter
 from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.packages import require_packages
-from bitconvert.training.sharding import is_sharded, is_split, reshard
+from bitconvert.training.sharding import is_sharded, is_split, part_of, reshard
 from bitconvert.training.state import load_optimizer, load_weights, save_state
 from bitconvert.training.teacher import Teacher
 
@@ -53,8 +53,24 @@ _LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or 
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+FITTED = "fitted"  # the layers that an initialisation is done with, until there is a checkpoint
 _PROJECT = "bitconvert"  # under which trackers file a run, unless the user's environment names another
 TRACKED = Path(CHECKPOINTS, "runs")  # where Trainer lets TensorBoard write
+
+
+class Diverged(BitconvertError):
+    """The loss, or what came of it, is not finite.
+
+    Attributes:
+        step: after which that was seen.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the loss is not finite at step {step}",
+            "start again with a lower optimizer.lr or a longer lam.reach_one_at (another --output keeps this run)",
+        )
+        self.step = step
 
 
 class WarmupTrainer(Trainer):
@@ -173,11 +189,8 @@ class WarmupTrainer(Trainer):
         mine = torch.tensor(numbers, device=self.args.device)
         return cast(Tensor, self.accelerator.reduce(mine, "sum")).tolist()
 
-    def _diverged(self) -> BitconvertError:
-        return BitconvertError(
-            f"the loss is not finite at step {self.state.global_step}",
-            "start again with a lower optimizer.lr or a longer lam.reach_one_at (another --output keeps this run)",
-        )
+    def _diverged(self) -> Diverged:
+        return Diverged(self.state.global_step)
 
     def _ppl(self, loss: float) -> float:
         if not loss < _LARGEST_LOSS:
@@ -235,7 +248,10 @@ class WarmupTrainer(Trainer):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's own checkpoint, written aside and renamed: one that has its name is whole."""
+        """Trainer's own checkpoint, written aside and renamed: one that has its name is whole, and finite."""
+        finite = all(bool(part_of(parameter).isfinite().all()) for parameter in model.parameters())
+        if self._of_all(float(not finite))[0]:
+            raise self._diverged()  # by the gradients of a loss that still was finite
         final = self._checkpoints / f"checkpoint-{self.state.global_step}"
         with (
             disk_full_names(final),
@@ -249,10 +265,13 @@ class WarmupTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _take_place(self, unfinished: Path, final: Path) -> None:
-        sync_tree(unfinished)
+        with disk_full_names(final):
+            sync_tree(unfinished)
         unfinished.replace(final)
         unfinished.parent.rmdir()
-        rotate_checkpoints(str(final.parent), save_total_limit=self.args.save_total_limit, use_mtime=False)
+        for old in sort_checkpoints(str(self._checkpoints))[: -self.recipe.training.keep_checkpoints]:
+            discard(Path(old))
+        shutil.rmtree(self._checkpoints.parent / FITTED, ignore_errors=True)
 
     @contextmanager
     def _output_moved_to(self, directory: Path) -> Iterator[Path]:
@@ -262,6 +281,9 @@ class WarmupTrainer(Trainer):
         before, self.args.output_dir = self.args.output_dir, str(directory)
         try:
             yield directory
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)  # half a checkpoint, which may have filled the disk
+            raise
         finally:
             self.args.output_dir = before
 
@@ -290,6 +312,7 @@ class WarmupTrainer(Trainer):
         else:
             return  # Trainer's closing summary: the report says it better
         super().log(logs, start_time)
+        self.state.log_history.clear()  # it would be in each checkpoint, and longer each time: metrics.jsonl has it all
         self.record(logs)
 
     def record(self, metrics: dict[str, float]) -> None:

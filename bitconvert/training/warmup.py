@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments, set_seed
 
-from bitconvert.atomic import atomic_directory, atomic_file
-from bitconvert.errors import BitconvertError, UsageError
-from bitconvert.heap import keep_freed_memory
+from bitconvert.atomic import atomic_directory, atomic_file, discard, only_one_at
+from bitconvert.errors import BitconvertError
+from bitconvert.heap import is_out_of_memory, keep_freed_memory
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage, Origin
-from bitconvert.models.location import locate
-from bitconvert.models.manifest import require_free, write_manifest
-from bitconvert.models.record import read_json_object, read_record, save_record
+from bitconvert.models.manifest import write_manifest
+from bitconvert.models.record import read_record, save_record
 from bitconvert.ranks import is_main
-from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.recipe import Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.report.training import WarmupReport
 from bitconvert.ternary.bitlinear import Lambda, settle_scales
@@ -43,13 +38,21 @@ from bitconvert.training.data import (
     Tokens,
     TrainingWindows,
     Windows,
-    cache_directory,
     model_key,
 )
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.page.render import Run, render_page
 from bitconvert.training.plot import plot_metrics
+from bitconvert.training.run_directory import (
+    RECIPE,
+    Interrupted,
+    begin_or_resume,
+    fitted_layers,
+    partial_directory,
+    resuming,
+    tidied,
+)
 from bitconvert.training.sharding import is_sharded, is_split
 from bitconvert.training.snapshot import Snapshot, take_snapshot
 from bitconvert.training.state import WEIGHTS
@@ -67,23 +70,17 @@ from bitconvert.training.text import training_text
 from bitconvert.training.trainer import (
     METRICS,
     TRACKED,
+    Diverged,
     WarmupTrainer,
     last_checkpoint,
     training_arguments,
 )
 
-RECIPE = "recipe.yaml"
 PLOT = "training.png"
 PAGE = "report.html"
-_RUN = "run.json"
 _KEPT = "kept.json"
 _ORIGINAL = "original"
 _ORIGIN = "origin.json"
-_START_AGAIN = "remove the directory and start again"
-
-
-class Interrupted(BitconvertError):
-    """Stopped by a signal, with everything saved (exit code 128 + signal)."""
 
 
 def warmup(
@@ -109,14 +106,13 @@ def warmup(
     """
     started = time.monotonic()
     keep_freed_memory()
-    require_free(output, overwrite=overwrite, source=locate(model))
     run_directory = partial_directory(output)
-    with _only_run_in(run_directory):
+    with only_one_at(run_directory) if is_main() else nullcontext():
         arguments = training_arguments(recipe, run_directory)
         with arguments.main_process_first(local=False):
             if is_main():
-                _begin_or_resume(run_directory, output, model, recipe, resume)
-        with _failures_tidied(run_directory, resume), _memory_errors_named(), ExitStack() as stack:
+                begin_or_resume(run_directory, output, model, recipe, resume, overwrite, reporter)
+        with tidied(run_directory, output), _memory_errors_named(), ExitStack() as stack:
             return _run(model, output, recipe, arguments, run_directory, overwrite, stack, reporter, started)
 
 
@@ -150,9 +146,10 @@ def _run(
     student, lam = _student(original, checkpoint, recipe, arguments)
 
     trainer = WarmupTrainer(student, teacher, lam, recipe, arguments, taught, held_out, reporter)
-    before = _train(
-        trainer, tokenizer, order, text, run_directory, output, reporter, trained_on=is_trained_on(checkpoint)
-    )
+    with _divergence_traced(order, recipe, run_directory, output):
+        before = _train(
+            trainer, tokenizer, order, text, run_directory, output, reporter, trained_on=is_trained_on(checkpoint)
+        )
 
     reporter.stage(f"saving {output}")
     after = _snapshot(trainer, tokenizer, lam=1.0)
@@ -167,99 +164,42 @@ def _run(
 
 
 @contextmanager
-def _only_run_in(run_directory: Path) -> Iterator[None]:
-    """Keep other processes out of a run's directory.
-
-    Raises:
-        UsageError: another process is at work there.
-        BitconvertError: there is no place for the lock.
-    """
-    if not is_main():
-        yield
-        return
-    lock = cache_directory() / "locks" / hashlib.sha256(str(run_directory.resolve()).encode()).hexdigest()
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BitconvertError(
-            f"{lock.parent}: cannot be made ({error.strerror})",
-            "set BITCONVERT_CACHE to a directory that can be written",
-        ) from error
-    try:
-        with FileLock(lock, timeout=0):
-            yield
-    except Timeout as error:
-        raise UsageError(
-            f"{run_directory}: another process is training there", "wait for it, or choose another --output"
-        ) from error
-
-
-@contextmanager
-def _failures_tidied(run_directory: Path, resume: bool) -> Iterator[None]:
-    """Leave no new run behind that failed before its first checkpoint."""
-    try:
-        yield
-    except BaseException:
-        if is_main() and not resume and last_checkpoint(run_directory) is None:
-            shutil.rmtree(run_directory)
-        raise
-
-
-@contextmanager
 def _memory_errors_named() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise BitconvertError(
-            f"out of memory ({str(error).splitlines()[0]})",
-            "lower training.micro_batch_size, or set training.activation_checkpointing=true",
+            f"out of memory ({str(error).strip().splitlines()[0]})",
+            "lower training.micro_batch_size or training.context, set training.activation_checkpointing=true, or ask "
+            "`bitconvert plan` what fits; a run that has checkpoints can be resumed with a smaller micro-batch",
         ) from error
 
 
-def _begin_or_resume(run_directory: Path, output: Path, model: str, recipe: Recipe, resume: bool) -> None:
-    """Make the run's directory, or see that it is of the same run as before."""
-    if resume:
-        begun_with, begun_recipe = unfinished_run(output)
-        if begun_with != model or begun_recipe != recipe:
-            raise UsageError(
-                f"{run_directory}: was begun with other options", f"resume it as it was begun: {run_directory / RECIPE}"
-            )
-        return
-    if last_checkpoint(run_directory):
-        raise UsageError(
-            f"{run_directory}: an unfinished run is here", "continue it with --resume, or remove the directory"
-        )
-    if run_directory.exists() and not (run_directory / _RUN).exists():
-        raise UsageError(f"{run_directory}: exists, and is no run", "choose another --output, or remove it")
-    _begin(run_directory, model, recipe)
+@contextmanager
+def _divergence_traced(order: TrainingWindows, recipe: Recipe, run_directory: Path, output: Path) -> Iterator[None]:
+    """Say after which text a loss was not finite any more, and how to go on from before."""
+    try:
+        yield
+    except Diverged as error:
+        if not error.step:
+            raise
+        checkpoint = last_checkpoint(run_directory)
+        going_on = f"{resuming(output)} --set optimizer.lr={recipe.optimizer.lr / 2:g}; or " if checkpoint else ""
+        raise BitconvertError(
+            f"{error.message}; its batch: {_batch_of(error.step, order, recipe)}", going_on + error.hint
+        ) from error
 
 
-def partial_directory(output: Path) -> Path:
-    """Where a run lives until it is finished."""
-    named = output if output.name else output.resolve()
-    return named.with_name(named.name + ".partial")
-
-
-def unfinished_run(output: Path) -> tuple[str, Recipe]:
-    """The model and recipe that the unfinished run behind ``output`` was begun with.
-
-    Raises:
-        UsageError: there is no such run.
-    """
-    run_directory = partial_directory(output)
-    if not (run_directory / _RUN).exists():
-        raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
-    model = read_json_object(run_directory / _RUN, _START_AGAIN).get("model")
-    if not isinstance(model, str):
-        raise BitconvertError(f"{run_directory / _RUN}: names no model", _START_AGAIN)
-    return model, load_recipe(str(run_directory / RECIPE))
-
-
-def _begin(run_directory: Path, model: str, recipe: Recipe) -> None:
-    shutil.rmtree(run_directory, ignore_errors=True)
-    with atomic_directory(run_directory) as directory:
-        (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        (directory / _RUN).write_text(json.dumps({"model": model}), encoding="utf-8")
+def _batch_of(step: int, order: TrainingWindows, recipe: Recipe) -> str:
+    """Which windows a step was about; of a text that is streamed, by their place in the order of the training."""
+    size, context = recipe.training.batch_size, recipe.training.context
+    places = range((step - 1) * size, step * size)
+    if not isinstance(order, ShuffledWindows):
+        return f"windows {places.start} to {places.stop - 1} of the training, of {context} tokens each, counted from 0"
+    windows = ", ".join(str(order.window_at(place)) for place in places)
+    return f"windows {windows} of the training text, of {context} tokens each, counted from 0"
 
 
 def _origin(checkpoint: Checkpoint, run_directory: Path) -> Origin:
@@ -370,7 +310,7 @@ def _train(
             original.save(run_directory / _ORIGINAL)
         trainer.accelerator.wait_for_everyone()
         if trainer.recipe.initialises:
-            _initialise(trainer, order, reporter)
+            _initialise(trainer, order, run_directory, reporter)
     elif not _measured_at_start(run_directory):
         raise BitconvertError(
             f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
@@ -382,7 +322,7 @@ def _train(
     if trainer.state.global_step < trainer.recipe.training.steps:
         raise Interrupted(
             f"interrupted at step {trainer.state.global_step}; everything is saved in {run_directory}",
-            f"continue with: bitconvert warmup --resume --output {shlex.quote(str(output))}",
+            resuming(output),
             exit_code=128 + (caught or [signal.SIGINT])[0],
         )
     return original
@@ -397,11 +337,12 @@ def _snapshot(trainer: WarmupTrainer, tokenizer: PreTrainedTokenizerFast, lam: f
         return take_snapshot(student, tokenizer, held_out)
 
 
-def _initialise(trainer: WarmupTrainer, order: TrainingWindows, reporter: Reporter) -> None:
-    """Make better latents to begin with; if that is interrupted, it is done again from the original's."""
+def _initialise(trainer: WarmupTrainer, order: TrainingWindows, run_directory: Path, reporter: Reporter) -> None:
+    """Make better latents to begin with; an interrupted run goes on at the first layer that was not done."""
     reporter.stage(f"initialising the latents: {trainer.recipe.init.method}")
     student, dtype = cast(PreTrainedModel, trainer.model), products_dtype(trainer.args)
-    tokens = initialise(student, trainer.lam, trainer.recipe, order, dtype, reporter)
+    fitted = fitted_layers(run_directory)
+    tokens = initialise(student, trainer.lam, trainer.recipe, order, dtype, reporter, fitted)
     trainer.record({"held_out_ppl": trainer.ternary_ppl(), "init_tokens": tokens})
 
 
@@ -510,4 +451,4 @@ def _save(
         if (run_directory / TRACKED).is_dir():
             shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)
         write_manifest(directory)
-    shutil.rmtree(run_directory)
+    discard(run_directory)

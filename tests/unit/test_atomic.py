@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bitconvert.atomic import atomic_directory, atomic_file
+from bitconvert.atomic import GrowingFile, Taken, atomic_directory, atomic_file, discard, only_one_at
 from bitconvert.errors import BitconvertError
-
-DEAD_PID = 2**22 + 1  # above Linux's largest pid
 
 
 def names(directory: Path) -> list[str]:
@@ -26,8 +28,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     with atomic_file(target) as temporary:
         temporary.write_text("new")
         assert not target.exists()
-        assert temporary.parent == target.parent
-        assert temporary.name.startswith(f".model.gguf.tmp-{os.getpid()}-")
+        assert temporary.parent.parent == target.parent  # a rename must not cross file systems
     assert target.read_text() == "new"
     assert names(target.parent) == ["model.gguf"]
 
@@ -73,7 +74,7 @@ def test_a_failed_swap_puts_the_old_directory_back(tmp_path: Path, monkeypatch: 
     rename = Path.rename
 
     def fail_for_the_new_one(self: Path, to: Path) -> Path:
-        if ".tmp-" in self.name:
+        if ".tmp-" in self.parent.name and self.name == "model":
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, to)
 
@@ -116,32 +117,169 @@ def test_other_errors_of_the_block_are_not_blamed_on_the_output(tmp_path: Path) 
         Path("/nowhere/source").read_bytes()
 
 
-def test_leftovers_of_killed_runs_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    (tmp_path / f".a[1].gguf.tmp-{DEAD_PID}-00ff00ff").write_text("half")
-    (tmp_path / f".a[1].gguf.tmp-{os.getppid()}-00ff00ff").write_text("half")
-    (tmp_path / f".b.gguf.tmp-{DEAD_PID}-00ff00ff").write_text("another output's")
-    with atomic_file(tmp_path / "a[1].gguf") as temporary:
-        temporary.write_text("new")
-    assert names(tmp_path) == [
-        f".a[1].gguf.tmp-{os.getppid()}-00ff00ff",
-        f".b.gguf.tmp-{DEAD_PID}-00ff00ff",
-        "a[1].gguf",
-    ]
+# ---- several processes, and killed ones ----
+
+_AT_WORK = """
+import sys, time
+from pathlib import Path
+from bitconvert import atomic
+path = Path(sys.argv[2])
+def stay():
+    print("there", flush=True)
+    time.sleep(60)
+if sys.argv[1] == "aside":
+    rename = Path.rename
+    Path.rename = lambda self, to: (rename(self, to), stay())
+with {
+    "file": lambda: atomic.atomic_file(path),
+    "directory": lambda: atomic.atomic_directory(path),
+    "aside": lambda: atomic.atomic_directory(path, overwrite=True),
+    "lock": lambda: atomic.only_one_at(path),
+}[sys.argv[1]]() as temporary:
+    if sys.argv[1] != "lock":
+        (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+    if sys.argv[1] != "aside":
+        stay()
+"""
 
 
-def test_a_killed_run_leaves_no_output(tmp_path: Path) -> None:
-    target = tmp_path / "model.gguf"
-    script = (
-        "import sys, time; from pathlib import Path; from bitconvert.atomic import atomic_file\n"
-        "with atomic_file(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not target.exists()
-    with atomic_file(target) as temporary:
+@contextlib.contextmanager
+def another_process(what: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that is in the middle of something, until it is killed."""
+    command = [sys.executable, "-c", _AT_WORK, what, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_a_killed_run_left_goes_and_what_a_living_one_is_at_stays(what: str, tmp_path: Path) -> None:
+    with another_process(what, tmp_path / "a[1].gguf") as other:
+        with atomic_file(tmp_path / "b.gguf") as temporary:
+            temporary.write_text("whole")
+        assert len(names(tmp_path)) == 2
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        assert [name for name in names(tmp_path) if not name.startswith(".")] == ["b.gguf"]
+        with atomic_file(tmp_path / "c.gguf") as temporary:
+            temporary.write_text("whole")
+    assert names(tmp_path) == ["b.gguf", "c.gguf"]
+
+
+def test_names_that_only_look_like_ours_stay(tmp_path: Path) -> None:
+    kept = [".notes.tmp-17", f".a.gguf.tmp-{'0' * 16}", ".a.tmp-0011223344556677.txt"]
+    for name in kept:
+        (tmp_path / name).write_text("not a directory")
+    with atomic_file(tmp_path / "a.gguf") as temporary:
         temporary.write_text("whole")
-    assert names(tmp_path) == ["model.gguf"]
+    assert names(tmp_path) == sorted([*kept, "a.gguf"])
+
+
+def test_a_directory_whose_new_one_never_came_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    with another_process("aside", target):
+        assert not target.exists()
+    with atomic_file(tmp_path / "beside.gguf") as temporary:
+        temporary.write_text("whole")
+    assert (target / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["beside.gguf", "model"]
+
+
+def test_a_directory_that_another_process_put_there_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, others = tmp_path / "model", Path.rename, []
+
+    def another_is_faster(self: Path, to: Path) -> Path:
+        if to == target and not others:
+            others.append(target.mkdir())
+            (target / "theirs").write_text("whole too")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", another_is_faster)
+    with atomic_directory(target, overwrite=True) as temporary:
+        (temporary / "ours").write_text("whole")
+    assert others
+    assert names(target) == ["ours"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_one_process_has_a_place_for_itself(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with another_process("lock", place) as other:
+        with pytest.raises(Taken, match="run: another process is at work there"), only_one_at(place):
+            pytest.fail("the block must not run")
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        with only_one_at(place):
+            assert names(tmp_path) == [".run.lock"]
+    assert names(tmp_path) == []
+
+
+def test_waiting_for_a_place(tmp_path: Path) -> None:
+    with another_process("lock", tmp_path / "run") as other:
+        threading.Timer(0.2, other.kill).start()
+        with only_one_at(tmp_path / "run", waits=True):
+            assert other.wait() == -signal.SIGKILL
+
+
+def test_what_is_discarded_is_never_there_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.json").write_text("whole")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    discard(tmp_path / "run")
+    monkeypatch.undo()
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == []
+    with only_one_at(tmp_path / "run"):
+        pass
+    assert names(tmp_path) == []
+
+
+# ---- a file over several runs ----
+
+
+def grow(path: Path, *pieces: bytes, interrupted: bool = False) -> int:
+    """Write on; returns the bytes that were there before."""
+    growing = GrowingFile(path, unit=4)
+    before = growing.size
+    with contextlib.suppress(KeyboardInterrupt), growing.more() as write:
+        for piece in pieces:
+            write(piece)
+        if interrupted:
+            raise KeyboardInterrupt
+    return before
+
+
+def test_a_file_grows_over_several_runs(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].teacher"
+    assert grow(path, b"aaaa", b"bb", interrupted=True) == 0
+    assert names(tmp_path) == ["a[1].teacher.at-6"]
+    assert grow(path, b"BBBB", interrupted=True) == 4  # only whole units count
+    assert grow(path, b"cc") == 8
+    assert names(tmp_path) == ["a[1].teacher"]
+    assert path.read_bytes() == b"aaaaBBBBcc"
+
+
+def test_what_was_not_known_to_be_on_disk_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.teacher"
+    grow(path, b"aaaa", interrupted=True)
+    with (tmp_path / "a.teacher.at-4").open("ab") as stream:
+        stream.write(bytes(8))  # written, or only allotted, before the power went
+    assert grow(path, b"bbbb") == 4
+    assert path.read_bytes() == b"aaaabbbb"
+
+
+def test_a_long_run_that_is_killed_loses_what_it_wrote_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitconvert.atomic._SECONDS_BETWEEN_SYNCS", 0.0)
+    growing = GrowingFile(tmp_path / "a.teacher", unit=4)
+    with growing.more() as write:
+        write(b"aaaa")
+        assert names(tmp_path) == ["a.teacher.at-4"]
+        write(b"bbbb")
+        assert names(tmp_path) == ["a.teacher.at-8"]

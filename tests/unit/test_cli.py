@@ -14,7 +14,7 @@ import gguf
 import pytest
 
 from bitconvert.cli import main as cli
-from bitconvert.training.warmup import partial_directory
+from bitconvert.training.run_directory import partial_directory
 
 COMMANDS = (
     "warmup",
@@ -285,6 +285,8 @@ def test_what_is_wrong_with_arguments_is_told_without_torch(story: Path) -> None
             "--against",
             nowhere,
         ],
+        "error: no/text.jsonl: no such file": ["warmup", "--model", "owner/x", "--data", "no/text.jsonl"],
+        "error: no/held-out.txt: no such file": ["warmup", "--model", "owner/x", "--held-out", "no/held-out.txt"],
         "error: /no/text.txt: no such file": ["eval", "owner/x", "--ppl", "--data", "/no/text.txt"],
         "--ppl needs a text": ["eval", "x", "--ppl"],
         "through torch only": ["eval", "x", "--tasks", "arc", "--runtime", "llama.cpp"],

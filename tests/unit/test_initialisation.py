@@ -23,7 +23,7 @@ from bitconvert.ternary.schedule import lr_at
 from bitconvert.training.data import ShuffledWindows, Windows
 from bitconvert.training.gptq import compensated
 from bitconvert.training.initialisation import initialise
-from bitconvert.training.layers import taken_apart
+from bitconvert.training.layers import FittedLayers, taken_apart
 from bitconvert.training.warmup import warmup
 from tests.models import random_model
 
@@ -107,7 +107,7 @@ def test_a_learned_scale_begins_at_that_of_the_compensated_latents() -> None:
     learn_scales(model)
     windows = Windows(np.random.default_rng(0).integers(64, size=256, dtype=np.uint16), 32)
     before = [linear.learned_scale for linear in bitlinears(model)]
-    initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent())
+    initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent(), FittedLayers(None))
     for linear, old in zip(bitlinears(model), before, strict=True):
         assert torch.equal(linear.learned_scale, scale_of(linear.weight, recipe.scaling))
         assert not torch.equal(linear.learned_scale, old)
@@ -131,7 +131,7 @@ def test_a_layer_learns_what_the_original_gives_from_what_ternary_layers_give_it
     with torch.no_grad():
         wanted = states()[1]
     untouched = copy.deepcopy(model.model.layers[1].state_dict())
-    initialise(model, lam, recipe, windows, torch.float32, Silent())
+    initialise(model, lam, recipe, windows, torch.float32, Silent(), FittedLayers(None))
     fitted = copy.deepcopy(model.model.layers[1].state_dict())
     model.model.layers[1].load_state_dict(untouched)
     with lam.at(1.0):
@@ -150,7 +150,7 @@ def test_the_same_seed_makes_the_same_latents() -> None:
         recipe = load_recipe(None, [*SHORT, "init.method=blockwise", f"training.seed={seed}"])
         model, lam = ternary_model(recipe)
         windows = Windows(np.random.default_rng(0).integers(64, size=256, dtype=np.uint16), 32)
-        initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent())
+        initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent(), FittedLayers(None))
         return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     first = latents(0)
@@ -190,7 +190,10 @@ def test_the_ternary_student_comes_nearer_to_the_original(method: str) -> None:
     with torch.no_grad():
         original = hidden_states(model, tokens)
     rounded = error()
-    assert initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent()) == 256
+    assert (
+        initialise(model, lam, recipe, ShuffledWindows(windows, 8, 0), torch.float32, Silent(), FittedLayers(None))
+        == 256
+    )
     assert error() < 0.8 * rounded
 
 

@@ -29,8 +29,9 @@ from bitconvert.ternary.quantize import quantize_int8, ternarize
 from bitconvert.training.data import tokenize
 from bitconvert.training.keep import foreseen_kept, rounding_costs, within_budget
 from bitconvert.training.plan import plan_warmup
+from bitconvert.training.run_directory import partial_directory
 from bitconvert.training.student import make_student
-from bitconvert.training.warmup import partial_directory, warmup
+from bitconvert.training.warmup import warmup
 from tests.recording import Recorder
 from tests.unit.test_warmup import SMALL
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from bitconvert.recipe import Distillation
 from bitconvert.report.reporter import Silent
 from bitconvert.training import teacher_cache
 from bitconvert.training.data import ShuffledWindows, Windows, cache_directory, model_key
-from bitconvert.training.distill import Target
+from bitconvert.training.distill import FullTarget, Target
 from bitconvert.training.teacher import LiveTeacher
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from tests.models import random_model
@@ -156,16 +158,47 @@ def test_the_teacher_is_asked_once(model: PreTrainedModel) -> None:
             other()
 
 
-def test_a_half_written_file_is_none(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(done: int, total: int) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_an_interrupted_run_leaves_its_answers_to_the_next(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch_size: int
+) -> None:
+    class Interrupting(Silent):
+        def advance(self, done: int, total: int) -> None:
+            if done == 4:
+                raise KeyboardInterrupt
 
-    reporter = Silent()
-    monkeypatch.setattr(reporter, "advance", interrupted)
+    asked: list[Tensor] = []
+
+    class Counting(LiveTeacher):
+        def target(self, inputs: Mapping[str, Tensor]) -> FullTarget:
+            asked.extend(inputs["input_ids"])
+            return super().target(inputs)
+
+    def teacher() -> LiveTeacher:
+        return Counting(copy.deepcopy(model), Distillation(), torch.device("cpu"), torch.float32)
+
     with pytest.raises(KeyboardInterrupt):
-        TaughtWindows(order_of(), "key", VOCAB, 5, 1.0).fill(lambda: live(model), 2, reporter)
-    assert list(cache_directory().iterdir()) == []
+        TaughtWindows(order_of(), "key", VOCAB, 5, 1.0).fill(teacher, 2, Interrupting())
+    assert list(files()) == []
+    asked.clear()
+    TaughtWindows(order_of(), "key", VOCAB, 5, 1.0).fill(teacher, batch_size, Silent())
+    assert len(asked) == WINDOWS - 4 // batch_size * batch_size
+    (resumed,) = cache_directory().iterdir()
+    monkeypatch.setenv("BITCONVERT_CACHE", str(tmp_path / "undisturbed"))
+    TaughtWindows(order_of(), "key", VOCAB, 5, 1.0).fill(teacher, batch_size, Silent())
+    (undisturbed,) = files()
+    assert resumed.read_bytes() == undisturbed.read_bytes()
+
+
+def test_one_of_two_runs_waits_for_the_answers_of_the_other(model: PreTrainedModel) -> None:
+    def fill(told: Recorder) -> Recorder:
+        TaughtWindows(order_of(), "key", VOCAB, 5, 1.0).fill(lambda: live(model), 2, told)
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [done.result() for done in [pool.submit(fill, Recorder()) for _ in range(2)]]
+    assert sorted(len(one.stages) for one in told) == [0, 1]
+    assert len(list(cache_directory().iterdir())) == 1
 
 
 def test_a_disk_too_small_is_named_before_the_work(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
