@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from bitconvert.models.checkpoint import open_checkpoint
     from bitconvert.packing.pack import pack
     from bitconvert.packing.unpack import unpack
-    from bitconvert.recipe import Packing, Recipe, Scaling, load_recipe
+    from bitconvert.recipe import Packing, Recipe, Scaling, load_adaptation, load_recipe
     from bitconvert.report.reporter import Silent
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
+    from bitconvert.training.adapt import adapt
     from bitconvert.training.plan import plan_warmup
     from bitconvert.training.warmup import warmup
 
@@ -34,12 +35,14 @@ _HOMES = {
     "Scaling": "bitconvert.recipe",
     "Silent": "bitconvert.report.reporter",
     "TernaryTensor": "bitconvert.ternary.quantize",
+    "adapt": "bitconvert.training.adapt",
     "compare": "bitconvert.evaluation.compare",
     "difference": "bitconvert.evaluation.difference",
     "doctor": "bitconvert.doctor",
     "evaluate": "bitconvert.evaluation.evaluate",
     "generate": "bitconvert.evaluation.generate",
     "inspect": "bitconvert.evaluation.inspect",
+    "load_adaptation": "bitconvert.recipe",
     "load_recipe": "bitconvert.recipe",
     "open_checkpoint": "bitconvert.models.checkpoint",
     "pack": "bitconvert.packing.pack",
@@ -57,12 +60,14 @@ __all__ = [
     "Scaling",
     "Silent",
     "TernaryTensor",
+    "adapt",
     "compare",
     "difference",
     "doctor",
     "evaluate",
     "generate",
     "inspect",
+    "load_adaptation",
     "load_recipe",
     "open_checkpoint",
     "pack",

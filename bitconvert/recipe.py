@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -93,6 +93,14 @@ class Initialisation(_Section):
     epochs: int = Field(4, gt=0, description="how often blockwise goes over the tokens, at each layer")
 
 
+class LowRank(_Section):
+    """Train less than whole latents: their changes alone, as products of thin matrices; the rest waits in bfloat16."""
+
+    rank: int = Field(
+        0, ge=0, description="of the changes B A, so that Q(W + B A) is trained; embedding and head stay; 0: W itself"
+    )
+
+
 class Distillation(_Section):
     """The loss: kl * KL(teacher || student) + ce * cross-entropy with the text."""
 
@@ -174,19 +182,15 @@ class Optimizer(_Section):
     max_grad_norm: float = Field(1.0, gt=0.0)
 
 
-class Training(_Section):
-    """How much, how large, how often."""
+class _Steps(_Section):
+    """What the steps of a training are like, whatever decides how many there are."""
 
-    tokens: int = Field(1_000_000, gt=0, description="training tokens; they decide the number of steps")
     context: int = Field(512, gt=1, description="tokens in a training window")
     batch_size: int = Field(8, gt=0, description="windows in an optimizer step")
     micro_batch_size: int = Field(2, gt=0, description="windows in one forward pass")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
         description="auto: bf16 autocast where GPU or CPU have instructions for it, else float32; latents are float32",
-    )
-    shard: bool = Field(
-        False, description="with several processes: split weights, gradients and optimizer state over them (FSDP2)"
     )
     activation_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile the student")
@@ -198,20 +202,29 @@ class Training(_Section):
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> Training:
+    def _batches_divide(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps that the token budget pays for, at least one."""
-        return max(1, self.tokens // (self.batch_size * self.context))
-
-    @property
     def accumulation(self) -> int:
         """Micro-batches in an optimizer step."""
         return self.batch_size // self.micro_batch_size
+
+
+class Training(_Steps):
+    """How much, how large, how often."""
+
+    tokens: int = Field(1_000_000, gt=0, description="training tokens; they decide the number of steps")
+    shard: bool = Field(
+        False, description="with several processes: split weights, gradients and optimizer state over them (FSDP2)"
+    )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the token budget pays for, at least one."""
+        return max(1, self.tokens // (self.batch_size * self.context))
 
 
 class Data(_Section):
@@ -250,6 +263,7 @@ class Recipe(_Section):
     keep: Keep = Keep()
     lam: LambdaRamp = LambdaRamp()
     init: Initialisation = Initialisation()
+    lora: LowRank = LowRank()
     distill: Distillation = Distillation()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
@@ -262,6 +276,19 @@ class Recipe(_Section):
             raise ValueError("distill.cache keeps answers to all of the text on disk: not with data.streaming")
         if self.data.streaming and self.data.shard_tokens < self.training.context:
             raise ValueError(f"data.shard_tokens: {self.data.shard_tokens} are fewer than training.context")
+        return self
+
+    @model_validator(mode="after")
+    def _low_rank_fits(self) -> Recipe:
+        if self.lora.rank:
+            for key, value, other in (
+                ("control", self.control, True),
+                ("scaling.estimator", self.scaling.estimator, "learned"),
+                ("init.method", self.init.method, "gptq"),
+                ("training.shard", self.training.shard, True),
+            ):
+                if value == other:
+                    raise ValueError(f"lora.rank does not go with {key}={str(other).lower()}")
         return self
 
     def settled(self, parameters: int, *, is_ternary: bool, is_sharded: bool = False) -> Recipe:
@@ -291,8 +318,70 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        return text
+        return _to_yaml(self)
+
+
+class Lora(_Section):
+    """A low-rank change beside each frozen ternary matrix: alpha / rank * B A (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(16, gt=0, description="rows of A, columns of B")
+    alpha: int = Field(32, gt=0, description="the change is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of the activations that A does not see, in training")
+    modules: tuple[str, ...] = Field((), description="last names of the linears that get one: q_proj …; none: all")
+
+
+class AdapterOptimizer(Optimizer):
+    """The optimizer of an adapter's matrices."""
+
+    name: Literal["adamw", "adamw8bit", "adafactor", "muon"] = Field("adamw", description="as for warmup")
+    lr: float = Field(2e-4, gt=0.0, description="peak learning rate")
+
+
+class AdapterTraining(_Steps):
+    """How often over the data, how large, how often measured and saved."""
+
+    epochs: float = Field(1.0, gt=0.0, description="how often every window, or conversation, is trained on")
+
+    def steps_over(self, rows: int) -> int:
+        """Optimizer steps over so many windows or conversations, at least one."""
+        return max(1, round(self.epochs * rows / self.batch_size))
+
+
+class AdapterData(_Section):
+    """The conversations, or the text, to learn from."""
+
+    sources: tuple[str, ...] = Field((), description="JSONL with messages (role, content), or text as warmup takes it")
+    held_out: tuple[str, ...] = Field((), description="the same to measure on; none: the end of the sources")
+    held_out_tokens: int = Field(16_384, gt=0, description="tokens measured on, at most a tenth of the sources")
+
+
+class Adaptation(_Section):
+    """All that decides how an adapter is trained."""
+
+    lora: Lora = Lora()
+    optimizer: AdapterOptimizer = AdapterOptimizer()
+    training: AdapterTraining = AdapterTraining()
+    data: AdapterData = AdapterData()
+
+    def as_recipe(self, rows: int) -> Recipe:
+        """The same as the training of a ternary model on its text alone: λ is 1 and nobody teaches.
+
+        Args:
+            rows: windows or conversations that there are to train on.
+        """
+        steps = self.training.model_dump(exclude={"epochs"})
+        tokens = self.training.steps_over(rows) * self.training.batch_size * self.training.context
+        return Recipe(
+            lam=LambdaRamp(curve="instant"),
+            init=Initialisation(method="none"),
+            distill=Distillation(kl=0.0, ce=1.0),
+            optimizer=self.optimizer,
+            training=Training(tokens=tokens, **steps),
+        )
+
+    def to_yaml(self) -> str:
+        """All of it, defaults included."""
+        return _to_yaml(self)
 
 
 def load_recipe(name: str | None = None, overrides: Iterable[str] = (), beneath: Recipe | None = None) -> Recipe:
@@ -307,17 +396,49 @@ def load_recipe(name: str | None = None, overrides: Iterable[str] = (), beneath:
         UsageError: naming every problem at once.
     """
     path = recipe_path(name) if name else None
-    values = _read_yaml(path) if path else beneath.model_dump(mode="json") if beneath else {}
+    values = beneath.model_dump(mode="json") if beneath and not path else {}
+    return _load(Recipe, path, values, overrides, "`bitconvert recipes NAME` shows every key with its default")
+
+
+def load_adaptation(file: Path | None = None, overrides: Iterable[str] = ()) -> Adaptation:
+    """Read the options of ``adapt`` and apply overrides.
+
+    Args:
+        file: YAML, or None for the defaults.
+        overrides: ``section.key=value``, each value read as YAML.
+
+    Raises:
+        UsageError: naming every problem at once.
+    """
+    if file is not None and not file.is_file():
+        raise UsageError(f"{file}: no such file", "leave it out for the defaults")
+    keys = [f"{name}.{key}" for name, part in Adaptation() for key in type(part).model_fields]
+    return _load(Adaptation, file, {}, overrides, f"keys of adapt: {', '.join(keys)}")
+
+
+OptionsT = TypeVar("OptionsT", Recipe, Adaptation)
+
+
+def read_options(kind: type[OptionsT], path: Path) -> OptionsT:
+    """Options that a run has saved.
+
+    Raises:
+        UsageError: they are none of this kind.
+    """
+    return _load(kind, path, {}, (), "it may be the run of another command, or of another version")
+
+
+def _load(
+    kind: type[OptionsT], path: Path | None, beneath: dict[str, Any], overrides: Iterable[str], hint: str
+) -> OptionsT:
+    values = _read_yaml(path) if path else beneath
     for override in overrides:
         _apply(values, override)
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         problems = [_tell(problem) for problem in error.errors()]
-        raise UsageError(
-            f"{path or 'recipe'}: " + "; ".join(problems),
-            "`bitconvert recipes NAME` shows every key with its default",
-        ) from error
+        raise UsageError(f"{path or 'recipe'}: " + "; ".join(problems), hint) from error
 
 
 def packing_options(**given: Any) -> Packing:
@@ -355,6 +476,11 @@ def recipe_directory() -> Path:
     """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent / "recipes"
     return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def _to_yaml(options: _Section) -> str:
+    text: str = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

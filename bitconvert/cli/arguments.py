@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitconvert.errors import UsageError
+
 if TYPE_CHECKING:
     from bitconvert.models.checkpoint import Checkpoint
     from bitconvert.recipe import Recipe
@@ -33,6 +35,14 @@ Model = Annotated[
     str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
 ]
 
+LoraRank = Annotated[
+    int | None,
+    typer.Option(min=0, help="Train changes of this rank inside the rounding, over weights frozen in bf16. 0: whole."),
+]
+LoraAdapter = Annotated[
+    Path | None, typer.Option("--lora", help="Adapter beside the weights: what adapt made, peft's directory, GGUF.")
+]
+
 
 def print_json(report: Any) -> None:
     """Print a command's result, a dataclass or a dictionary, as one JSON document."""
@@ -41,14 +51,29 @@ def print_json(report: Any) -> None:
 
 
 def resolve(
-    recipe: str | None, data: list[str] | None, held_out: list[str] | None, overrides: list[str] | None
+    recipe: str | None,
+    data: list[str] | None,
+    held_out: list[str] | None,
+    lora_rank: int | None,
+    overrides: list[str] | None,
 ) -> Recipe:
     """The recipe with what the command line says on top."""
     from bitconvert.recipe import load_recipe
 
     texts = [f"data.sources={json.dumps(data)}"] if data else []
     texts += [f"data.held_out={json.dumps(held_out)}"] if held_out else []
+    texts += [] if lora_rank is None else [f"lora.rank={lora_rank}"]
     return load_recipe(recipe, [*texts, *(overrides or [])])
+
+
+def require_adapter(lora: Path | None) -> None:
+    """Refuse an adapter that is not there.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if lora is not None and not lora.exists():
+        raise UsageError(f"{lora}: no such file or directory", "give an adapter's directory, or its GGUF file")
 
 
 def warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, Model, print_json
+from bitconvert.cli.arguments import Json, LoraAdapter, Model, print_json, require_adapter
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
 
@@ -46,6 +46,7 @@ def evaluate(
     tasks: Annotated[list[str] | None, typer.Option(help="Tasks for lm-eval. Repeatable.")] = None,
     runtime: Annotated[Runtime, typer.Option(help="Who computes: torch, or llama.cpp itself (GGUF).")] = Runtime.torch,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    lora: LoraAdapter = None,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, distance to the original, task suites."""
@@ -59,6 +60,7 @@ def evaluate(
     check_evaluation(data, against, runtime.value, tasks or ())
     for name in filter(None, (model, against)):
         locate(name)
+    require_adapter(lora)
     text_files([str(data)] if data else [])
 
     from bitconvert.evaluation.evaluate import evaluate as run
@@ -78,6 +80,7 @@ def evaluate(
             tasks=tasks or (),
             runtime=runtime.value,
             threads=threads,
+            lora=lora,
             reporter=reporter,
         )
     print_json(report) if as_json else show_eval(report)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import AnyRuntime, Json, Model, print_json
+from bitconvert.cli.arguments import AnyRuntime, Json, LoraAdapter, Model, print_json, require_adapter
 from bitconvert.models.location import locate
 
 
@@ -20,6 +20,7 @@ def generate(
     runtime: Annotated[
         AnyRuntime, typer.Option(help="auto: llama.cpp for GGUF where it is installed, else torch.")
     ] = AnyRuntime.auto,
+    lora: LoraAdapter = None,
     as_json: Json = False,
 ) -> None:
     """Let a model write."""
@@ -27,6 +28,7 @@ def generate(
 
     check_generation(max_tokens, temperature)
     locate(model)
+    require_adapter(lora)
 
     from bitconvert.evaluation.generate import generate as run
     from bitconvert.ui.console import show_text
@@ -40,6 +42,7 @@ def generate(
             temperature=temperature,
             seed=seed,
             chat=chat,
+            lora=lora,
             runtime=runtime.value,
             reporter=reporter,
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from bitconvert.cli.adapt import adapt
 from bitconvert.cli.compare import compare
 from bitconvert.cli.demo import demo
 from bitconvert.cli.doctor import doctor
@@ -69,6 +70,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "unpack": unpack,
     "eval": evaluate,
     "generate": generate,
+    "adapt": adapt,
     "inspect": inspect,
     "compare": compare,
     "verify": verify,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, print_json, resolve, warn_of_formats
+from bitconvert.cli.arguments import Json, LoraRank, print_json, resolve, warn_of_formats
 from bitconvert.models.location import locate
 
 
@@ -15,6 +15,7 @@ def plan(
     recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Text, as warmup takes it. Repeatable.")] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    lora_rank: LoraRank = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe's key. Repeatable.")] = None,
     gpus: Annotated[
         list[str] | None, typer.Option("--gpu", help="Foresee it for this GPU too: rtx-4090, h100 … Repeatable.")
@@ -24,7 +25,7 @@ def plan(
     """Foresee a warmup's memory, time and disk, also on GPUs."""
     from bitconvert.training.gpus import gpu_of
 
-    resolved = resolve(recipe, data, held_out, overrides)
+    resolved = resolve(recipe, data, held_out, lora_rank, overrides)
     locate(model)
     devices = [gpu_of(name) for name in gpus or ()]
 

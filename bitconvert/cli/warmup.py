@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, Overwrite, beside_name, print_json, resolve, warn_of_formats
+from bitconvert.cli.arguments import (
+    Json,
+    LoraRank,
+    Overwrite,
+    beside_name,
+    print_json,
+    resolve,
+    warn_of_formats,
+)
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
 from bitconvert.models.texts import hub_dataset
@@ -30,6 +38,7 @@ def warmup(
     ] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
     output: Annotated[Path | None, typer.Option(help="Directory to make. Default: NAME-ternary here.")] = None,
+    lora_rank: LoraRank = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
     ] = None,
@@ -44,9 +53,9 @@ def warmup(
     """Train a model's linear layers down to {-1, 0, +1}."""
     if resume:
         output = output or _default_output(model)
-        model, resolved = _resumed(output, model, recipe, data, held_out, overrides)
+        model, resolved = _resumed(output, model, recipe, data, held_out, lora_rank, overrides)
     else:
-        resolved = resolve(recipe, data, held_out, overrides)
+        resolved = resolve(recipe, data, held_out, lora_rank, overrides)
     if model is None:
         raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
     resolved = _tracked(resolved, trackers)
@@ -73,17 +82,19 @@ def _resumed(
     recipe: str | None,
     data: list[str] | None,
     held_out: list[str] | None,
+    lora_rank: int | None,
     overrides: list[str] | None,
 ) -> tuple[str, Recipe]:
     """The model and recipe to go on with: the run's own, with what is set anew; or those of the command line again."""
     from bitconvert.recipe import load_recipe
 
     with redirect_stdout(sys.stderr):  # see above
+        from bitconvert.recipe import Recipe
         from bitconvert.training.run_directory import unfinished_run
 
-    begun_with, begun_recipe = unfinished_run(output)
-    if recipe or data or held_out:
-        return model or begun_with, resolve(recipe, data, held_out, overrides)
+    begun_with, begun_recipe = unfinished_run(output, Recipe)
+    if recipe or data or held_out or lora_rank is not None:
+        return model or begun_with, resolve(recipe, data, held_out, lora_rank, overrides)
     return model or begun_with, load_recipe(overrides=overrides or (), beneath=begun_recipe)
 
 

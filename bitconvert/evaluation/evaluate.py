@@ -51,6 +51,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     max_tokens: int | None = None,
     threads: int | None = None,
+    lora: Path | None = None,
     reporter: Reporter | None = None,
 ) -> EvalReport:
     """Measure a model.
@@ -68,6 +69,8 @@ def evaluate(
         tasks: names or YAML files for lm-eval (torch only).
         max_tokens: measure on the first so many tokens of the text; None for all.
         threads: CPU threads; None for the libraries' own choice.
+        lora: an adapter beside the model's weights (not the original's): a directory of peft's, or a GGUF file (for
+            llama.cpp, the latter or a directory that ``adapt`` made).
         reporter: told about the progress.
 
     Raises:
@@ -79,10 +82,11 @@ def evaluate(
     check_evaluation(data, against, runtime, tasks)
     checkpoint = open_checkpoint(model)
     text = "" if data is None else BETWEEN_DOCUMENTS.join(read_texts([str(data)]))
-    conditions = Conditions(data, text, convention, _context(checkpoint, context), stride, bos, max_tokens)
+    conditions = Conditions(data, text, convention, _context(checkpoint, context), stride, bos, max_tokens, lora)
     with _torch_threads(threads):
         if data is None:
-            return _report(checkpoint, conditions, tasks=_run_tasks(_loaded(checkpoint, reporter), tasks, reporter))
+            loaded = _loaded(checkpoint, reporter, lora)
+            return _report(checkpoint, conditions, tasks=_run_tasks(loaded, tasks, reporter))
         if runtime == "llama.cpp":
             return _through_llama_cpp(checkpoint, conditions, against, threads, reporter)
         return _through_torch(checkpoint, conditions, against, tasks, reporter)
@@ -99,6 +103,7 @@ class Conditions:
     stride: int | None
     bos: bool | None
     max_tokens: int | None
+    lora: Path | None
 
     def tokens(self, subject: Subject) -> TokenizedText:
         """The tokens that count."""
@@ -117,7 +122,7 @@ def _through_torch(
     tasks: Sequence[str],
     reporter: Reporter,
 ) -> EvalReport:
-    loaded = _loaded(checkpoint, reporter)
+    loaded = _loaded(checkpoint, reporter, conditions.lora)
     measured, comparison = _measure(loaded.as_subject(checkpoint.name), conditions, against, reporter)
     results = _run_tasks(loaded, tasks, reporter) if tasks else {}
     return _report(checkpoint, conditions, "torch", measured, comparison, results)
@@ -134,7 +139,7 @@ def _through_llama_cpp(
     if _only_llama_perplexity(conditions, against):
         measured = _by_llama_perplexity(checkpoint, conditions, threads, reporter)
         return _report(checkpoint, conditions, "llama-perplexity", measured)
-    with llama_cpp_subject(checkpoint, conditions.context, threads) as subject:
+    with llama_cpp_subject(checkpoint, conditions.context, threads, conditions.lora) as subject:
         measured, comparison = _measure(subject, conditions, against, reporter)
         return _report(checkpoint, conditions, subject.runtime, measured, comparison)
 
@@ -179,9 +184,9 @@ def incomparable(model: str, original: str, why: str) -> BitconvertError:
     )
 
 
-def _loaded(checkpoint: Checkpoint, reporter: Reporter) -> TorchModel:
+def _loaded(checkpoint: Checkpoint, reporter: Reporter, lora: Path | None = None) -> TorchModel:
     reporter.stage(f"load {checkpoint.name}")
-    return TorchModel.load(checkpoint)
+    return TorchModel.load(checkpoint, lora)
 
 
 def _run_tasks(loaded: TorchModel, tasks: Sequence[str], reporter: Reporter) -> TaskResults:
@@ -191,9 +196,9 @@ def _run_tasks(loaded: TorchModel, tasks: Sequence[str], reporter: Reporter) -> 
 
 def _only_llama_perplexity(conditions: Conditions, against: str | None) -> bool:
     """Whether the user's llama-perplexity is the only llama.cpp here, and can measure what is asked."""
-    asked = (conditions.convention, conditions.bos, conditions.max_tokens, against)
+    asked = (conditions.convention, conditions.bos, conditions.max_tokens, against, conditions.lora)
     binary = shutil.which(os.environ.get("LLAMA_PERPLEXITY", "llama-perplexity"))
-    return asked == ("llama.cpp", None, None, None) and binary is not None and not has_llama_cpp()
+    return asked == ("llama.cpp", None, None, None, None) and binary is not None and not has_llama_cpp()
 
 
 def _by_llama_perplexity(
@@ -232,7 +237,8 @@ def _report(
     tasks: TaskResults | None = None,
 ) -> EvalReport:
     data = None if conditions.data is None else str(conditions.data)
-    return EvalReport(checkpoint.name, checkpoint.kind, runtime, data, measured, comparison, tasks or {})
+    lora = None if conditions.lora is None else str(conditions.lora)
+    return EvalReport(checkpoint.name, checkpoint.kind, runtime, data, measured, comparison, tasks or {}, lora)
 
 
 def _context(checkpoint: Checkpoint, asked: int | None) -> int:

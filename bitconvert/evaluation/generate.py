@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +12,8 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.arguments import check_generation
 from bitconvert.evaluation.runtimes import open_runtime
 from bitconvert.evaluation.subjects import TorchModel, has_llama_cpp, llama_cpp_reads, require_gguf
-from bitconvert.models.chat import in_chat_template
+from bitconvert.models.adapter import checked_gguf_adapter
+from bitconvert.models.chat import ChatTemplate
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.generation import continuations
 from bitconvert.report.evaluation import GenerateReport
@@ -28,6 +30,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
+    lora: Path | None = None,
     runtime: Choice = "auto",
     threads: int | None = None,
     reporter: Reporter | None = None,
@@ -41,6 +44,8 @@ def generate(
         temperature: 0 takes the most probable token at each step; 1 draws from the model's own distribution.
         seed: of the draws; the same seed gives the same text in the same runtime.
         chat: put the prompt into the model's chat template.
+        lora: an adapter beside the model's weights: a directory of peft's, or a GGUF file (for llama.cpp, the latter or
+            a directory that ``adapt`` made).
         runtime: ``torch``, ``llama.cpp`` (GGUF only), or ``auto``: llama.cpp for the GGUF files that
             it reads, where it is installed.
         threads: CPU threads for llama.cpp; None for all.
@@ -53,7 +58,7 @@ def generate(
     reporter = reporter or Silent()
     check_generation(max_tokens, temperature)
     checkpoint = open_checkpoint(name)
-    wish = Wish(chat, max_tokens, temperature, seed)
+    wish = Wish(chat, max_tokens, temperature, seed, lora)
     (report,) = generate_all(checkpoint, [prompt], wish, runtime=runtime, threads=threads, reporter=reporter)
     return report
 
@@ -65,6 +70,7 @@ class Wish(NamedTuple):
     max_tokens: int
     temperature: float
     seed: int
+    lora: Path | None = None
 
 
 def generate_all(
@@ -107,7 +113,8 @@ def _by_llama_cpp(checkpoint: Checkpoint, texts: list[str], wish: Wish, threads:
     tokenizer = checkpoint.tokenizer()
     lengths = [len(tokenizer(text, add_special_tokens=not wish.chat)["input_ids"]) for text in texts]
     rooms = [_room(checkpoint, length, wish.max_tokens) for length in lengths]
-    with open_runtime(checkpoint.path, max(rooms), threads=threads) as runtime:
+    adapter = None if wish.lora is None else checked_gguf_adapter(wish.lora, checkpoint)
+    with open_runtime(checkpoint.path, max(rooms), lora=adapter, threads=threads) as runtime:
         # Templates write BOS themselves, and llama.cpp would add another.
         without_bos = wish.chat and runtime.add_bos
         written = [
@@ -121,7 +128,7 @@ def _by_llama_cpp(checkpoint: Checkpoint, texts: list[str], wish: Wish, threads:
 
 def _by_torch(checkpoint: Checkpoint, texts: list[str], wish: Wish) -> list[str]:
     """What torch wrote."""
-    loaded = TorchModel.load(checkpoint)
+    loaded = TorchModel.load(checkpoint, wish.lora)
     return [_written_by(loaded, checkpoint, text, wish) for text in texts]
 
 
@@ -155,8 +162,9 @@ def prompt_texts(checkpoint: Checkpoint, prompts: Sequence[str], chat: bool) -> 
     """
     if not chat:
         return list(prompts)
-    tokenizer = checkpoint.tokenizer()
-    return [in_chat_template(tokenizer, prompt, checkpoint.name) for prompt in prompts]
+    with ChatTemplate(checkpoint.tokenizer(), checkpoint.name) as template:
+        asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        return [template.render(messages, asks_for_more=True).text for messages in asked]
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerFast) -> str:

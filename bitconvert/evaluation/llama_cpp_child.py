@@ -78,15 +78,18 @@ _C_API: dict[str, tuple[Any, list[Any]]] = {  # name: result, arguments
     "llama_tokenize": (_int, [_ptr, _str, _int, ctypes.POINTER(_int), _int, _bool, _bool]),
     "llama_token_to_piece": (_int, [_ptr, _int, _str, _int, _int, _bool]),
 }
+_LORA_API: dict[str, tuple[Any, list[Any]]] = {
+    "llama_adapter_lora_init": (_ptr, [_ptr, _str]),
+    "llama_set_adapters_lora": (_int, [_ptr, ctypes.POINTER(_ptr), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]),
+}
+"""Of recent versions; asked for when there is an adapter to load."""
 
 
 def _load_library(path: str) -> ctypes.CDLL:
     """Open llama.cpp's shared library and declare the functions used here."""
     try:
         library = open_library(path)
-        for name, (result, arguments) in _C_API.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        _declare(library, _C_API)
     except OSError as error:
         raise _NativeError(f"cannot load {path}: {error}") from error
     except AttributeError as error:
@@ -94,10 +97,18 @@ def _load_library(path: str) -> ctypes.CDLL:
     return library
 
 
+def _declare(library: ctypes.CDLL, functions: dict[str, tuple[Any, list[Any]]]) -> None:
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
 class _Model:
     """One model and one context of it, through the C API."""
 
-    def __init__(self, library: str, path: str, n_ctx: int, threads: int, verbose: bool) -> None:
+    def __init__(
+        self, library: str, path: str, n_ctx: int, threads: int, verbose: bool, lora: str | None = None
+    ) -> None:
         self._errors: list[str] = []
         self._verbose = verbose
         self._lib = lib = _load_library(library)
@@ -111,6 +122,8 @@ class _Model:
         lib.llama_set_n_threads(self._ctx, threads, threads)
         self._vocab = lib.llama_model_get_vocab(model)
         self._n_ctx, self._n_vocab = n_ctx, lib.llama_vocab_n_tokens(self._vocab)
+        if lora is not None:
+            self._add_adapter(model, lora)
         self._batch = lib.llama_batch_init(_BATCH, 0, 1)
 
     def facts(self) -> tuple[int, bool, int, str]:
@@ -166,6 +179,16 @@ class _Model:
         if self._lib.llama_n_ctx(context) < n_ctx:
             raise _NativeError(f"llama.cpp gives no context of {n_ctx} tokens")
         return context
+
+    def _add_adapter(self, model: int, path: str) -> None:
+        """Put a LoRA adapter beside the model's weights, at its full strength."""
+        try:
+            _declare(self._lib, _LORA_API)
+        except AttributeError as error:
+            raise _NativeError(f"this llama.cpp's C API loads no adapters: {error}") from error
+        adapter = self._not_null(self._lib.llama_adapter_lora_init(model, os.fsencode(path)), "use the adapter")
+        if self._lib.llama_set_adapters_lora(self._ctx, (_ptr * 1)(adapter), 1, (ctypes.c_float * 1)(1.0)):
+            raise _NativeError(f"llama.cpp cannot use the adapter{self._told()}")
 
     def _evaluate(self, tokens: list[int], past: int, first: int) -> Logits:
         """Feed tokens at positions past..; logits [len(tokens) - first, n_vocab] of those from index `first` on."""

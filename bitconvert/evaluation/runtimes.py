@@ -69,13 +69,20 @@ class Runtime(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def open_runtime(path: str | Path, n_ctx: int = 512, *, threads: int | None = None, verbose: bool = False) -> Runtime:
-    """Load a GGUF file into llama.cpp.
+def open_runtime(
+    path: str | Path,
+    n_ctx: int = 512,
+    *,
+    lora: Path | None = None,
+    threads: int | None = None,
+    verbose: bool = False,
+) -> Runtime:
+    """Load a GGUF file, and perhaps a LoRA adapter beside it, into llama.cpp.
 
     Raises:
-        BitconvertError: no llama.cpp is installed, or the one that is cannot load the file.
+        BitconvertError: no llama.cpp is installed, or the one that is cannot load a file.
     """
-    return LlamaCpp(path, n_ctx, threads=threads, verbose=verbose)
+    return LlamaCpp(path, n_ctx, lora=lora, threads=threads, verbose=verbose)
 
 
 class LlamaCpp:
@@ -84,12 +91,19 @@ class LlamaCpp:
     Args:
         path: The GGUF file.
         n_ctx: The longest window that will be evaluated.
+        lora: The GGUF file of an adapter.
         threads: CPU threads; all of them by default.
         verbose: Let llama.cpp's own log through to stderr.
     """
 
     def __init__(
-        self, path: str | Path, n_ctx: int = 512, *, threads: int | None = None, verbose: bool = False
+        self,
+        path: str | Path,
+        n_ctx: int = 512,
+        *,
+        lora: Path | None = None,
+        threads: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
@@ -100,7 +114,8 @@ class LlamaCpp:
         self.name, self.n_ctx = f"llama.cpp ({client})", n_ctx
         self._log = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
         self._child = start_child("bitconvert.evaluation.llama_cpp_child", library, log=self._log)
-        facts = self._call("open", str(library), str(self.path), n_ctx, threads or os.cpu_count() or 1, verbose)
+        options = n_ctx, threads or os.cpu_count() or 1, verbose, None if lora is None else str(lora)
+        facts = self._call("open", str(library), str(self.path), *options)
         self.n_vocab, self.add_bos, self.bos_token_id, native_version = facts
         self.version = version or native_version
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.perplexity import Predictor, pieces
 from bitconvert.evaluation.runtimes import Runtime, open_runtime
 from bitconvert.evaluation.windows import TokenizedText, tokenize, tokenized_elsewhere
+from bitconvert.models.adapter import checked_gguf_adapter, read_adapter, with_adapter
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_source import tensor_types
 from bitconvert.models.gguf_types import I2_S
@@ -46,9 +48,17 @@ class TorchModel:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint) -> TorchModel:
-        """Load what the file means: rounded, decoded, with int8 activations where it is ternary."""
+    def load(cls, checkpoint: Checkpoint, lora: Path | None = None) -> TorchModel:
+        """Load what the file means: rounded, decoded, with int8 activations where it is ternary.
+
+        Args:
+            checkpoint: the model.
+            lora: an adapter to put beside its weights: a directory of peft's, or a GGUF file.
+        """
+        adapter = None if lora is None else read_adapter(lora, checkpoint)
         model = checkpoint.load()
+        if adapter is not None:
+            model = with_adapter(model, adapter)
         model.to(device())  # type: ignore[arg-type]
         return cls(model, checkpoint.tokenizer())
 
@@ -68,13 +78,16 @@ class TorchModel:
 
 
 @contextmanager
-def llama_cpp_subject(checkpoint: Checkpoint, context: int, threads: int | None) -> Iterator[Subject]:
-    """A GGUF file (see ``require_gguf``) in llama.cpp, closed at the end of the block.
+def llama_cpp_subject(
+    checkpoint: Checkpoint, context: int, threads: int | None, lora: Path | None = None
+) -> Iterator[Subject]:
+    """A GGUF file (see ``require_gguf``), with an adapter if one is named, in llama.cpp, closed at the block's end.
 
     Raises:
         BitconvertError: there is no llama.cpp, or it cannot load the file.
     """
-    with open_runtime(checkpoint.path, context, threads=threads) as runtime:
+    adapter = None if lora is None else checked_gguf_adapter(lora, checkpoint)
+    with open_runtime(checkpoint.path, context, lora=adapter, threads=threads) as runtime:
 
         def predict(ids: Tensor, scored: int) -> Iterator[Tensor]:
             for window in ids.tolist():

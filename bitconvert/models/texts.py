@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bitconvert.errors import BitconvertError
 from bitconvert.models.location import HUB_ID
@@ -99,15 +100,37 @@ def _read_plain(file: Path) -> Iterator[str]:
         raise _not_utf8(file, content[: error.start].count(b"\n") + 1) from error
 
 
-def _read_json_lines(file: Path) -> Iterator[str]:
+def read_records(file: Path) -> Iterator[tuple[str, Any]]:
+    """What the lines of a .jsonl file hold, whatever it is, each with its place for messages.
+
+    Raises:
+        BitconvertError: a line is no JSON, or no text that UTF-8 can hold.
+    """
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
-            yield _text_of_json(file, number, line)
+            yield f"{file}, line {number}", _parse_json(file, number, line)
 
 
-def _text_of_json(file: Path, number: int, line: bytes) -> str:
+def require_encodable(where: str, text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BitconvertError(f"{where}: half of a surrogate pair", "write it anew: no UTF-8 can hold it")
+
+
+def _read_json_lines(file: Path) -> Iterator[str]:
+    for where, record in read_records(file):
+        text = record.get(TEXT_FIELD) if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise BitconvertError(
+                f"{where}: no string field '{TEXT_FIELD}'", f'each line reads {{"{TEXT_FIELD}": "…"}}'
+            )
+        require_encodable(where, text)
+        yield text
+
+
+def _parse_json(file: Path, number: int, line: bytes) -> Any:
     try:
-        record = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _not_utf8(file, number) from error
     except (
@@ -117,14 +140,6 @@ def _text_of_json(file: Path, number: int, line: bytes) -> str:
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         reason = "nested too deeply" if isinstance(error, RecursionError) else reason
         raise BitconvertError(f"{file}, line {number}: not JSON ({reason})", "one JSON object a line") from error
-    text = record.get(TEXT_FIELD) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise BitconvertError(
-            f"{file}, line {number}: no string field '{TEXT_FIELD}'", f'each line reads {{"{TEXT_FIELD}": "…"}}'
-        )
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise BitconvertError(f"{file}, line {number}: half of a surrogate pair", "write it anew: no UTF-8 can hold it")
-    return text
 
 
 def _read_parquet(file: Path) -> Iterator[str]:

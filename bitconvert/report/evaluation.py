@@ -73,6 +73,7 @@ class EvalReport:
         perplexity: None when only tasks were run.
         comparison: None without ``--against``.
         tasks: lm-eval's numbers: task -> metric -> value.
+        lora: the adapter beside the model's weights, as the user named it; None without one.
     """
 
     model: str
@@ -82,6 +83,7 @@ class EvalReport:
     perplexity: Perplexity | None
     comparison: Comparison | None
     tasks: dict[str, dict[str, float]]
+    lora: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What ``warmup`` and ``plan`` tell when they are done."""
+"""What ``warmup``, ``plan`` and ``adapt`` tell when they are done."""
 
 from __future__ import annotations
 
@@ -33,6 +33,35 @@ class WarmupReport:
     control: bool
     original_ppl: float
     rounded_ppl: float
+    held_out_ppl: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What ``bitconvert adapt`` made.
+
+    Attributes:
+        model: as the user named it.
+        output: directory of the adapter, as peft keeps it.
+        gguf: the same as a GGUF file, in it.
+        steps: optimizer steps.
+        rank: of the adapter.
+        parameters: how many numbers it holds.
+        modules: beside how many linears.
+        original_ppl: of the model without it, on held-out examples.
+        held_out_ppl: of the model with it.
+        seconds: wall time of this run (since the resume, for a resumed one).
+    """
+
+    model: str
+    output: str
+    gguf: str
+    steps: int
+    rank: int
+    parameters: int
+    modules: int
+    original_ppl: float
     held_out_ppl: float
     seconds: float
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bitconvert.recipe import Scaling
-from bitconvert.ternary.products import StraightThroughLinear, product_dtype
+from bitconvert.ternary.products import LowRankLinear, StraightThroughLinear, low_rank_sum, product_dtype
 from bitconvert.ternary.quantize import (
     SMALLEST_SCALE,
     TernaryTensor,
@@ -111,7 +111,10 @@ class BitLinear(nn.Linear):
     backward passes there are; a compiled forward leaves that to ``refresh``.
 
     Attributes:
-        weight: latent weight, float32, shape (out, in); None once it is frozen.
+        weight: latent weight, float32, shape (out, in); None once it is frozen. With a low rank it is the frozen part
+            of the latent weight, bfloat16.
+        lora_a, lora_b: the trained part's factors, float32, (rank, in) and (out, rank): the latent weight is
+            ``weight + lora_b @ lora_a``; else None.
         lam: the model's shared λ.
         scaling: estimator and granularity of the weight's scale.
         codes: of a frozen weight, int8, shape (out, in), else None.
@@ -123,6 +126,8 @@ class BitLinear(nn.Linear):
     codes: Tensor | None
     scale: Tensor | None
     learned_scale: nn.Parameter | None
+    lora_a: nn.Parameter | None
+    lora_b: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, scaling: Scaling, lam: Lambda) -> None:
         nn.Module.__init__(self)
@@ -134,24 +139,39 @@ class BitLinear(nn.Linear):
         self.lam = lam
         self.register_buffer("codes", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
-        self.register_parameter("learned_scale", None)
+        for name in ("learned_scale", "lora_a", "lora_b"):
+            self.register_parameter(name, None)
         self.activation_block: int | None = None
-        self._estimated_of: tuple[Callable[[], Tensor | None], int] = _nothing, 0
+        self._estimated_of: tuple[Callable[[], Tensor | None], tuple[int, ...]] = _nothing, ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map activations (..., in) to (..., out)."""
         if self.lam.is_latent:
-            return functional.linear(x, self.weight, self.bias)
+            return functional.linear(x, self.latent_weight(), self.bias)
         if not torch.compiler.is_compiling():
             self.refresh()
         lam = None if self.lam.has_ternary_weights else self.lam.value
         rounded = self.lam.rounded.activations(x, self.lam, self.activation_block)
         scale = self._used_scale()
+        if self.lora_a is not None:
+            return cast(
+                Tensor,
+                LowRankLinear.apply(  # type: ignore[no-untyped-call]
+                    x, self.weight, self.lora_a, self.lora_b, self.bias, *rounded, scale, lam, product_dtype(x)
+                ),
+            )
         weight = self.weight if self.codes is None else self.codes
         y: Tensor = StraightThroughLinear.apply(  # type: ignore[no-untyped-call]
             x, weight, self.bias, *rounded, scale, lam, product_dtype(x)
         )
         return y
+
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, under the name by which peft finds stored weights: an adapter goes to their device."""
+        if self.codes is None:
+            raise AttributeError("qweight: the weight is not frozen")
+        return self.codes
 
     @torch.inference_mode(False)  # or a scale from an evaluation could not be trained with
     @torch.no_grad()
@@ -165,19 +185,29 @@ class BitLinear(nn.Linear):
         if (
             self.weight is None
             or self.learned_scale is not None
-            or (of() is self.weight and version == self.weight._version)
+            or (of() is self.weight and version == self._changes())
         ):
             return
-        scale = scale_of(self.weight, self.scaling)
+        scale = scale_of(self.latent_weight(), self.scaling)
         self.scale = scale if self.scale is None else self.scale.copy_(scale)  # in place: a compiled graph may hold it
-        self._estimated_of = weakref.ref(self.weight), self.weight._version
+        self._estimated_of = weakref.ref(self.weight), self._changes()
+
+    def _changes(self) -> tuple[int, ...]:
+        """Counts the changes of all that the latent weight is made of."""
+        return tuple(part._version for part in (self.weight, self.lora_a, self.lora_b) if part is not None)
+
+    def latent_weight(self) -> Tensor:
+        """The weight that is rounded: float32, shape (out, in)."""
+        if self.lora_a is None or self.lora_b is None:
+            return self.weight
+        return low_rank_sum(self.weight, self.lora_a, self.lora_b)
 
     def forget(self) -> None:
         """Take the weight for changed."""
-        self._estimated_of = _nothing, 0
+        self._estimated_of = _nothing, ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_estimated_of": (_nothing, 0)}  # a copy has a weight of its own
+        return {**self.__dict__, "_estimated_of": (_nothing, ())}  # a copy has a weight of its own
 
     def _used_scale(self) -> Tensor | None:
         if self.learned_scale is None:
@@ -189,6 +219,25 @@ class BitLinear(nn.Linear):
         scale = scale_of(self.weight, self.scaling)
         self._scale_shape = scale.shape
         self.learned_scale = nn.Parameter(scale.flatten())
+
+    @torch.no_grad()
+    def train_low_rank(self, rank: int) -> None:
+        """Freeze the weight in bfloat16 and train a change of low rank, which is 0 to begin with.
+
+        A is drawn with variance 1 / rank, so that a step of B of some size is a step of about that size of the latent
+        weight, and the learning rates of full training keep their meaning.
+        """
+        self.weight = nn.Parameter(self.weight.bfloat16(), requires_grad=False)
+        columns, device = self.in_features, self.weight.device
+        self.lora_a = nn.Parameter(torch.randn(rank, columns, device=device) / rank**0.5)
+        self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    @torch.no_grad()
+    def merge_low_rank(self) -> None:
+        """Make the latent weight one float32 matrix again, bit by bit the one that was rounded."""
+        if self.lora_a is not None:
+            self.weight = nn.Parameter(self.latent_weight())
+            self.lora_a = self.lora_b = None
 
     @torch.no_grad()
     def settle_scale(self) -> None:
@@ -205,11 +254,12 @@ class BitLinear(nn.Linear):
         scale = self._used_scale()
         assert scale is not None, "refresh has estimated it, unless it is learned"
         scale = scale if scale.dim() == 1 else scale[::step]
-        codes = codes_of(self.weight[::step].contiguous(), scale) if self.codes is None else self.codes[::step]
+        codes = codes_of(self.latent_weight()[::step].contiguous(), scale) if self.codes is None else self.codes[::step]
         return TernaryTensor(codes, scale)
 
     def freeze(self) -> None:
         """Keep nothing of the weight but its codes and scale, for evaluation and generation at λ = 1."""
+        self.merge_low_rank()
         self.settle_scale()
         self.codes, self.scale = ternarize(self.weight, self.scaling)
         self.weight = None  # type: ignore[assignment]
@@ -246,6 +296,20 @@ def settle_scales(model: nn.Module) -> None:
     """Round every weight whose scale was learned, so that the weights alone say all."""
     for module in bitlinears(model):
         module.settle_scale()
+
+
+def train_low_rank(model: nn.Module, rank: int) -> None:
+    """Let a model train changes of low rank of its ternary matrices, its norms and biases, and nothing else."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.ndim < 2)
+    for module in bitlinears(model):
+        module.train_low_rank(rank)
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Make the latent weights of a model whole, so that they alone say all."""
+    for module in bitlinears(model):
+        module.merge_low_rank()
 
 
 def compile_blocks(decoder: nn.Module) -> None:

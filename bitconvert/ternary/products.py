@@ -64,13 +64,7 @@ class StraightThroughLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_codes, x_scale, weight, w_scale, lam)
         ctx.x_dtype = x.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            if lam is None and x_scale is not None and _is_worth_integers(x_scale, w_scale, x.shape[-1]):
-                y = _integer_product(Int8Tensor(x_codes, x_scale), _ternary(weight, w_scale)).to(dtype)
-            else:
-                w = _weights(weight, w_scale, lam).to(dtype)
-                y = functional.linear(_activations(x_codes, x_scale).to(dtype), w)
-            return y if bias is None else y.add_(bias)
+        return _output(weight, bias, x_codes, x_scale, w_scale, lam, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,6 +80,74 @@ class StraightThroughLinear(torch.autograd.Function):
             if ctx.needs_input_grad[5]:
                 dw, d_scale = learned_gradients(dw, weight, w_scale, lam)
         return dx, dw, rows.sum(0) if for_bias else None, None, None, d_scale, None, None
+
+
+class LowRankLinear(torch.autograd.Function):
+    """The same for a latent weight W + BA of which W is frozen; only A and B get gradients.
+
+    Nothing of the size of W is kept for the backward pass, nor made there for the gradients: with g the gradient of y
+    they are Bᵀ gᵀ x' and gᵀ x' Aᵀ, products of thin matrices if g B and x' Aᵀ come first. The arguments of ``apply``,
+    where they differ from ``StraightThroughLinear``'s:
+
+        base: W, of any float dtype, shape (out, in).
+        a: A, float32, shape (rank, in).
+        b: B, float32, shape (out, rank).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        base: Tensor,
+        a: Tensor,
+        b: Tensor,
+        bias: Tensor | None,
+        x_codes: Tensor,
+        x_scale: Tensor | None,
+        w_scale: Tensor,
+        lam: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x_codes, x_scale, base, a, b, w_scale, lam)
+        ctx.x_dtype = x.dtype
+        return _output(low_rank_sum(base, a, b), bias, x_codes, x_scale, w_scale, lam, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_codes, x_scale, base, a, b, w_scale, lam = ctx.saved_tensors
+        for_x, _, _, _, for_bias = ctx.needs_input_grad[:5]
+        rows = _rows(gradients[0])
+        dx = None
+        if for_x:
+            dx = _input_gradient(rows, low_rank_sum(base, a, b), w_scale, lam).to(ctx.x_dtype).view(x_codes.shape)
+        x = _rows(_activations(x_codes, x_scale)).to(rows.dtype)
+        da = (rows @ b.to(rows.dtype)).t() @ x
+        db = rows.t() @ (x @ a.to(rows.dtype).t())
+        return dx, None, da.to(a.dtype), db.to(b.dtype), rows.sum(0) if for_bias else None, None, None, None, None, None
+
+
+def low_rank_sum(base: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """W + BA in float32, shape (out, in), whatever autocast would make of it."""
+    with torch.autocast(base.device.type, enabled=False):
+        return torch.addmm(base.float(), b, a)
+
+
+def _output(
+    weight: Tensor,
+    bias: Tensor | None,
+    x_codes: Tensor,
+    x_scale: Tensor | None,
+    w_scale: Tensor,
+    lam: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    with torch.autocast(weight.device.type, enabled=False):
+        if lam is None and x_scale is not None and _is_worth_integers(x_scale, w_scale, x_codes.shape[-1]):
+            y = _integer_product(Int8Tensor(x_codes, x_scale), _ternary(weight, w_scale)).to(dtype)
+        else:
+            w = _weights(weight, w_scale, lam).to(dtype)
+            y = functional.linear(_activations(x_codes, x_scale).to(dtype), w)
+        return y if bias is None else y.add_(bias)
 
 
 def _integer_product(x: Int8Tensor, ternary: TernaryTensor) -> Tensor:

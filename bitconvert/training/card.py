@@ -1,10 +1,15 @@
-"""The README.md beside a latent checkpoint: what it is, where it comes from, how it may be used."""
+"""The README.md beside a latent checkpoint or an adapter: what it is, where it comes from, how it may be used."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.latent import claims_bitnet
 from bitconvert.models.lineage import Lineage
-from bitconvert.report.training import WarmupReport
+from bitconvert.recipe import Adaptation
+from bitconvert.report.training import AdaptReport, WarmupReport
 
 
 def training_card(lineage: Lineage, report: WarmupReport) -> str:
@@ -34,6 +39,35 @@ in float32; `bitconvert pack` turns them into 1.58-bit files.
 
 `report.html` shows the run: curves, texts of the original and of this model, what became of each matrix. `recipe.yaml`
 holds every option, `metrics.jsonl` and `training.png` the numbers, `bitconvert.json` the lineage.
+"""
+
+
+def adapter_card(checkpoint: Checkpoint, options: Adaptation, trained_on: str, report: AdaptReport) -> str:
+    """Markdown with the facts of an adapter, under a header that the Hugging Face hub understands."""
+    license_line = f"license: {json.dumps(checkpoint.license)}\n" if checkpoint.license else ""
+    file = Path(report.gguf).name
+    return f"""---
+base_model: {json.dumps(checkpoint.name)}
+library_name: peft
+{license_line}tags: [lora, bitconvert]
+---
+# LoRA adapter of {checkpoint.name}
+
+Made by [bitconvert](https://pypi.org/project/bitconvert/): a low-rank change beside the model's
+frozen ternary weights.
+
+| | |
+|---|---|
+| model | {checkpoint.name} |
+| rank, alpha | {options.lora.rank}, {options.lora.alpha} |
+| beside | {report.modules} linear layers, {report.parameters:,} parameters |
+| trained on | {trained_on}: {report.steps} steps, seed {options.training.seed} |
+| held-out ppl, without the adapter | {report.original_ppl:.3f} |
+| held-out ppl, with it | {report.held_out_ppl:.3f} |
+
+llama.cpp and QVAC Fabric load `{file}` beside a GGUF file of the model (`llama-cli -m MODEL.gguf --lora {file}`);
+`adapter_model.safetensors` and `adapter_config.json` are peft's. `bitconvert eval` and `bitconvert generate` take
+either with `--lora`. `recipe.yaml` holds every option, `metrics.jsonl` and `training.png` the run.
 """
 
 

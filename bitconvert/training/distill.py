@@ -19,6 +19,12 @@ from bitconvert.models.head import Head
 from bitconvert.recipe import Distillation
 from bitconvert.ternary.products import product_dtype
 
+CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
+"""The loss of a text alone."""
+
+IGNORED = -100
+"""The label of a token that is not to be predicted, as everywhere in torch and transformers."""
+
 CHUNK_BYTES = 64 * 2**20  # float32 logits of a chunk, of which there are five tensors at the peak
 
 
@@ -124,13 +130,37 @@ def distillation_loss(
         items: predicted tokens in the whole optimizer step, over all micro-batches.
         chunk_bytes: of float32 logits at a time.
     """
-    predicting, weight = predicting_positions(hidden), head.weight
+    labels = tokens[:, 1:].flatten()
+    sums = _sums(predicting_positions(hidden), head, target, labels, options, chunk_bytes)
+    return DistillationLoss(*(each / items for each in sums))
+
+
+def cross_entropy(hidden: Tensor, head: Head, labels: Tensor, items: Tensor | float) -> Tensor:
+    """Cross-entropy with some of a text's tokens, summed and divided by ``items``, a chunk of positions at a time.
+
+    Args:
+        hidden: the model's hidden states, shape (batch, context, hidden).
+        head: the model's.
+        labels: the text, int64, shape (batch, context); ``IGNORED`` where a token is not to be predicted.
+        items: as for ``distillation_loss``.
+    """
+    predicted = labels[:, 1:] != IGNORED
+    sums = _sums(hidden[:, :-1][predicted], head, None, labels[:, 1:][predicted], CROSS_ENTROPY, CHUNK_BYTES)
+    return sums[0] / items
+
+
+def _sums(
+    predicting: Tensor, head: Head, target: Target | None, labels: Tensor, options: Distillation, chunk_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, KL and CE over positions, shape (positions, hidden), and the tokens that come after them."""
+    weight = head.weight
     if not torch.is_grad_enabled():
         predicting, weight = predicting.detach(), weight.detach()  # the function below looks at nothing else
     rows = chunk_rows(weight.shape[0], chunk_bytes)
-    labels = tokens[:, 1:].flatten()
-    sums = _ChunkedLoss.apply(predicting, weight, head, target, labels, options, rows)  # type: ignore[no-untyped-call]
-    return DistillationLoss(*(each / items for each in sums))
+    sums: tuple[Tensor, Tensor, Tensor] = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        predicting, weight, head, target, labels, options, rows
+    )
+    return sums
 
 
 def predicting_positions(hidden: Tensor) -> Tensor:

@@ -37,9 +37,10 @@ def make_optimizer(model: PreTrainedModel, options: Options) -> Optimizer:
 
 
 def _hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
-    """The weights of all linear layers but the head."""
+    """The weights of all linear layers but the head, or what is trained of them."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    return {module.weight for module in decoder.modules() if isinstance(module, nn.Linear)}
+    linears = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
+    return {matrix for linear in linears for matrix in linear.parameters(recurse=False) if matrix.ndim == 2}
 
 
 def _adamw(groups: _Groups, options: Options) -> Optimizer:

@@ -267,7 +267,8 @@ def _account(rehearsal: Rehearsal, recipe: Recipe, ledger: Ledger, *, offloaded:
             if offloaded:
                 ledger.book(_ELSEWHERE, decoder_layers(original).parameters())
         ledger.book(OPTIMIZER, rehearsal.states())
-    nbytes = ledger.nbytes(WEIGHTS) + ledger.nbytes(OPTIMIZER)
+    trained = sum(each.numel() * each.itemsize for each in student.parameters() if each.requires_grad)
+    nbytes = trained + ledger.nbytes(OPTIMIZER)
     peak = ledger.peak()
     return Account({kind: peak[kind] for kind in KINDS if kind in peak}, nbytes, micro_step, update, evaluation)
 

@@ -15,12 +15,13 @@ from bitconvert.models.location import locate
 from bitconvert.models.manifest import require_free
 from bitconvert.models.record import read_record, save_record
 from bitconvert.ranks import is_main
-from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.recipe import OptionsT, read_options
 from bitconvert.report.reporter import Reporter
 from bitconvert.training.layers import FittedLayers
 from bitconvert.training.trainer import FITTED, METRICS, last_checkpoint
 
 RECIPE = "recipe.yaml"
+PLOT = "training.png"
 _RUN = "run.json"
 
 _MAY_CHANGE = frozenset(
@@ -60,24 +61,28 @@ def partial_directory(output: Path) -> Path:
     return named.with_name(named.name + ".partial")
 
 
-def unfinished_run(output: Path) -> tuple[str, Recipe]:
-    """The model and recipe that the unfinished run behind ``output`` was begun with.
+def unfinished_run(output: Path, kind: type[OptionsT]) -> tuple[str, OptionsT]:
+    """The model and the options that the unfinished run behind ``output`` was begun with.
+
+    Args:
+        output: what the run is to make.
+        kind: of options: whose run it is.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or it is another command's.
     """
     run_directory = partial_directory(output)
     _require_unfinished(run_directory, output)
     if not (run_directory / _RUN).exists():
         raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
-    return _begun(run_directory).model, load_recipe(str(run_directory / RECIPE))
+    return _begun(run_directory).model, read_options(kind, run_directory / RECIPE)
 
 
 def begin_or_resume(
     run_directory: Path,
     output: Path,
     model: str,
-    recipe: Recipe,
+    options: OptionsT,
     resume: bool,
     overwrite: bool,
     reporter: Reporter,
@@ -88,11 +93,11 @@ def begin_or_resume(
         UsageError: it is not, or something else is in the way.
     """
     if resume:
-        begun_with, begun_recipe = unfinished_run(output)
+        begun_with, begun_options = unfinished_run(output, type(options))
         if begun_with != model:
             raise UsageError(f"{run_directory}: was begun with {begun_with}", "resume it with that, or without --model")
         require_free(output, overwrite=overwrite, source=locate(model))
-        _change(run_directory, begun_recipe, recipe, reporter)
+        _change(run_directory, begun_options, options, reporter)
         return
     require_free(output, overwrite=overwrite, source=locate(model))
     if _has_progress(run_directory):
@@ -102,7 +107,7 @@ def begin_or_resume(
     if run_directory.exists() and not (run_directory / _RUN).exists():
         raise UsageError(f"{run_directory}: exists, and is no run", "choose another --output, or remove it")
     with atomic_directory(run_directory) as directory:
-        (directory / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        (directory / RECIPE).write_text(options.to_yaml(), encoding="utf-8")
         save_record(Begun(model=model), directory / _RUN)
 
 
@@ -133,8 +138,12 @@ def require_same_texts(run_directory: Path, texts: list[str]) -> None:
 
 
 @contextmanager
-def tidied(run_directory: Path, output: Path) -> Iterator[None]:
+def tidied(run_directory: Path, going_on: str) -> Iterator[None]:
     """Leave no run behind that failed before anything of it was done; one that was interrupted can be resumed.
+
+    Args:
+        run_directory: of the run.
+        going_on: what to do about an interruption, see ``resuming``.
 
     Raises:
         Interrupted: by Ctrl-C or SIGTERM, outside of the training's steps.
@@ -144,7 +153,7 @@ def tidied(run_directory: Path, output: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stop:
         raise Interrupted(
             f"interrupted; what is done is in {run_directory}",
-            resuming(output),
+            going_on,
             exit_code=stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130,
         ) from stop
     except Interrupted:
@@ -155,9 +164,9 @@ def tidied(run_directory: Path, output: Path) -> Iterator[None]:
         raise
 
 
-def resuming(output: Path, *words: str) -> str:
+def resuming(command: str, output: Path, *words: str) -> str:
     """What to do about an interruption: the command that goes on."""
-    return " ".join(["continue with: bitconvert warmup --resume --output", shlex.quote(str(output)), *words])
+    return " ".join([f"continue with: bitconvert {command} --resume --output", shlex.quote(str(output)), *words])
 
 
 def fitted_layers(run_directory: Path) -> FittedLayers:
@@ -184,9 +193,9 @@ def _require_unfinished(run_directory: Path, output: Path) -> None:
         raise UsageError(f"{output}: the run is finished, there is nothing to resume", f"bitconvert pack {output} …")
 
 
-def _change(run_directory: Path, begun: Recipe, recipe: Recipe, reporter: Reporter) -> None:
+def _change(run_directory: Path, begun: OptionsT, options: OptionsT, reporter: Reporter) -> None:
     """Go on with other options where that is possible, and write them down."""
-    changed = _differing(begun, recipe)
+    changed = _differing(begun, options)
     if not changed.keys() <= _MAY_CHANGE:
         raise UsageError(
             f"{run_directory}: was begun with other options ({', '.join(sorted(changed.keys() - _MAY_CHANGE))})",
@@ -198,18 +207,18 @@ def _change(run_directory: Path, begun: Recipe, recipe: Recipe, reporter: Report
     if "training.micro_batch_size" in changed:
         fitted_layers(run_directory).forget()  # micro-batches are the steps of their fit
     with atomic_file(run_directory / RECIPE) as temporary:
-        temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+        temporary.write_text(options.to_yaml(), encoding="utf-8")
 
 
-def _differing(one: Recipe, other: Recipe) -> dict[str, tuple[object, object]]:
+def _differing(one: OptionsT, other: OptionsT) -> dict[str, tuple[object, object]]:
     """Dotted key -> values, of the options in which two recipes are not the same."""
     ours, theirs = _options(one), _options(other)
     return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
 
 
-def _options(recipe: Recipe) -> dict[str, object]:
+def _options(sections: BaseModel) -> dict[str, object]:
     options: dict[str, object] = {}
-    for name, value in recipe:
+    for name, value in sections:
         if isinstance(value, BaseModel):
             options |= {f"{name}.{key}": option for key, option in value}
         else:

@@ -55,7 +55,7 @@ class Snapshot:
 
     def save(self, directory: Path) -> None:
         """Write it into a new directory, whole or not at all."""
-        with atomic_directory(directory) as unfinished:
+        with atomic_directory(directory, overwrite=True) as unfinished:  # of an attempt that did not come far
             save_record(_Texts(texts=self.texts), unfinished / _TEXTS)
             save_file(self.codes, unfinished / _CODES)
 

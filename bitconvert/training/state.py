@@ -27,7 +27,7 @@ _NUMBERS = "numbers"
 
 def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
     """Write a checkpoint's files into a directory; every process has to call this, the main one writes."""
-    _save(dict(model.named_parameters()), directory / WEIGHTS, {})
+    _save(_trained(model), directory / WEIGHTS, {})
     kept, numbers = {}, {}
     for name, state in _states(model, optimizer):
         for key, value in state.items():
@@ -36,6 +36,11 @@ def save_state(model: nn.Module, optimizer: Optimizer, directory: Path) -> None:
             else:
                 numbers[f"{name}/{key}"] = value
     _save(kept, directory / _OPTIMIZER, {_NUMBERS: json.dumps(numbers)})
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that change; those that are frozen are what a run begins with."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _states(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,7 +65,7 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 def load_weights(model: nn.Module, directory: Path) -> None:
     """Read the weights of a checkpoint into a model, each process its own rows of those that are split."""
     with open_safetensors(directory / WEIGHTS) as file:
-        for name, parameter in model.named_parameters():
+        for name, parameter in _trained(model).items():
             part_of(parameter).copy_(_rows(file, name, parameter))
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
-from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales
+from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales, train_low_rank
 from bitconvert.training.sharding import fill, is_sharded, require_shardable, shard
 
 
@@ -118,6 +118,8 @@ def make_student(model: PreTrainedModel, checkpoint: Checkpoint, recipe: Recipe)
     lam = insert_bitlinear(model, names, recipe.scaling)
     if recipe.scaling.estimator == "learned":
         learn_scales(model)
+    if recipe.lora.rank:
+        train_low_rank(model, recipe.lora.rank)
     return lam
 
 

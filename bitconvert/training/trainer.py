@@ -35,15 +35,13 @@ from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
 from bitconvert.ternary.machine import cpp_compiler, has_fast_bf16
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
-from bitconvert.training.distill import DistillationLoss, distillation_loss
+from bitconvert.training.distill import CROSS_ENTROPY, DistillationLoss, distillation_loss
 from bitconvert.training.flips import FlipMeter
 from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.packages import require_packages
 from bitconvert.training.sharding import is_sharded, is_split, part_of, reshard
 from bitconvert.training.state import load_optimizer, load_weights, save_state
 from bitconvert.training.teacher import Teacher
-
-_CROSS_ENTROPY = Distillation(kl=0.0, ce=1.0)
 
 _SURPASSED = "better than the original on held-out text: the text alone teaches now"
 _FELL_BEHIND = "no longer better than the original on held-out text: it teaches again"
@@ -116,7 +114,7 @@ class WarmupTrainer(Trainer):
         self.stop_requested = False
         self._checkpoints = Path(cast(str, arguments.output_dir))
         self._metrics_file = self._checkpoints.parent / METRICS
-        self._distill = _CROSS_ENTROPY if recipe.control else recipe.distill
+        self._distill = CROSS_ENTROPY if recipe.control else recipe.distill
         self._text_alone = self._distill.model_copy(update={"kl": 0.0})
         self._original_ppl = self._held_out_ppl = math.nan  # until they are measured
         self._teacher = teacher
@@ -149,7 +147,7 @@ class WarmupTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The distillation loss in training; plain cross-entropy, the logarithm of ppl, in evaluation."""
         tokens = inputs["input_ids"]
-        options = self._terms if model.training else _CROSS_ENTROPY
+        options = self._terms if model.training else CROSS_ENTROPY
         items = num_items_in_batch if model.training and num_items_in_batch else tokens[:, 1:].numel()
         target = self._teacher.target(inputs) if self._teacher and options.asks_the_original else None
 

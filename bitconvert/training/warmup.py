@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 from safetensors.torch import load_file
@@ -19,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArgum
 
 from bitconvert.atomic import atomic_directory, atomic_file, discard, only_one_at
 from bitconvert.errors import BitconvertError
-from bitconvert.heap import is_out_of_memory, keep_freed_memory
+from bitconvert.heap import keep_freed_memory
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.latent import save_latent
 from bitconvert.models.lineage import HeldOut, Lineage, Origin
@@ -29,7 +27,7 @@ from bitconvert.ranks import is_main
 from bitconvert.recipe import Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.report.training import WarmupReport
-from bitconvert.ternary.bitlinear import Lambda, settle_scales
+from bitconvert.ternary.bitlinear import Lambda, merge_low_rank, settle_scales
 from bitconvert.ternary.schedule import lambda_at
 from bitconvert.training.card import training_card
 from bitconvert.training.data import (
@@ -44,9 +42,10 @@ from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
 from bitconvert.training.page.render import Run, render_page
 from bitconvert.training.plot import plot_metrics
+from bitconvert.training.run import memory_errors_named, resume_point, train_to_end
 from bitconvert.training.run_directory import (
+    PLOT,
     RECIPE,
-    Interrupted,
     begin_or_resume,
     fitted_layers,
     partial_directory,
@@ -76,7 +75,6 @@ from bitconvert.training.trainer import (
     training_arguments,
 )
 
-PLOT = "training.png"
 PAGE = "report.html"
 _KEPT = "kept.json"
 _ORIGINAL = "original"
@@ -112,7 +110,7 @@ def warmup(
         with arguments.main_process_first(local=False):
             if is_main():
                 begin_or_resume(run_directory, output, model, recipe, resume, overwrite, reporter)
-        with tidied(run_directory, output), _memory_errors_named(), ExitStack() as stack:
+        with tidied(run_directory, resuming("warmup", output)), memory_errors_named(), ExitStack() as stack:
             return _run(model, output, recipe, arguments, run_directory, overwrite, stack, reporter, started)
 
 
@@ -164,20 +162,6 @@ def _run(
 
 
 @contextmanager
-def _memory_errors_named() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise BitconvertError(
-            f"out of memory ({str(error).strip().splitlines()[0]})",
-            "lower training.micro_batch_size or training.context, set training.activation_checkpointing=true, or ask "
-            "`bitconvert plan` what fits; a run that has checkpoints can be resumed with a smaller micro-batch",
-        ) from error
-
-
-@contextmanager
 def _divergence_traced(order: TrainingWindows, recipe: Recipe, run_directory: Path, output: Path) -> Iterator[None]:
     """Say after which text a loss was not finite any more, and how to go on from before."""
     try:
@@ -185,8 +169,8 @@ def _divergence_traced(order: TrainingWindows, recipe: Recipe, run_directory: Pa
     except Diverged as error:
         if not error.step:
             raise
-        checkpoint = last_checkpoint(run_directory)
-        going_on = f"{resuming(output)} --set optimizer.lr={recipe.optimizer.lr / 2:g}; or " if checkpoint else ""
+        lower = f"--set optimizer.lr={recipe.optimizer.lr / 2:g}"
+        going_on = f"{resuming('warmup', output, lower)}; or " if last_checkpoint(run_directory) else ""
         raise BitconvertError(
             f"{error.message}; its batch: {_batch_of(error.step, order, recipe)}", going_on + error.hint
         ) from error
@@ -299,8 +283,7 @@ def _train(
     trained_on: bool,
 ) -> Snapshot:
     """Measure the original, train, and return what the original was like."""
-    checkpoint = last_checkpoint(run_directory)
-    trainer.forget_metrics_after(_step_of(checkpoint))
+    checkpoint = resume_point(trainer, run_directory)
     if checkpoint is None:
         reporter.stage("measuring the original model on held-out text")
         ternary = trainer.ternary_ppl()
@@ -311,20 +294,9 @@ def _train(
         trainer.accelerator.wait_for_everyone()
         if trainer.recipe.initialises:
             _initialise(trainer, order, run_directory, reporter)
-    elif not _measured_at_start(run_directory):
-        raise BitconvertError(
-            f"{run_directory / METRICS}: its beginning is gone", "remove the directory and start again"
-        )
     original = Snapshot.load(run_directory / _ORIGINAL)
     reporter.stage(f"warmup: {trainer.recipe.training.steps} steps, {text.amount}")
-    with _stop_on_signal(trainer) as caught:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < trainer.recipe.training.steps:
-        raise Interrupted(
-            f"interrupted at step {trainer.state.global_step}; everything is saved in {run_directory}",
-            resuming(output),
-            exit_code=128 + (caught or [signal.SIGINT])[0],
-        )
+    train_to_end(trainer, checkpoint, run_directory, resuming("warmup", output))
     return original
 
 
@@ -344,33 +316,6 @@ def _initialise(trainer: WarmupTrainer, order: TrainingWindows, run_directory: P
     fitted = fitted_layers(run_directory)
     tokens = initialise(student, trainer.lam, trainer.recipe, order, dtype, reporter, fitted)
     trainer.record({"held_out_ppl": trainer.ternary_ppl(), "init_tokens": tokens})
-
-
-def _measured_at_start(run_directory: Path) -> bool:
-    metrics = run_directory / METRICS
-    return metrics.exists() and '"original_ppl"' in metrics.read_text(encoding="utf-8").partition("\n")[0]
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
-
-
-@contextmanager
-def _stop_on_signal(trainer: WarmupTrainer) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM end the training after the current step; a second one ends the process at once."""
-    caught: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        trainer.stop_requested = True
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _lineage(
@@ -417,6 +362,7 @@ def _finished(student: PreTrainedModel, checkpoint: Checkpoint, run_directory: P
     """The trained model as it is to be saved; one that is split comes back from its last checkpoint, page by page."""
     if not is_split(student):
         settle_scales(student)
+        merge_low_rank(student)
         return student
     model, newest = checkpoint.without_weights(), last_checkpoint(run_directory)
     assert newest is not None  # the last step has written it

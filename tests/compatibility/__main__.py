@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bitconvert.demo.demo import MODEL
 from bitconvert.evaluation.runtimes import open_runtime
+from bitconvert.models.adapter import Adapter, Factors, write_gguf_adapter
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.families import FAMILIES
 from bitconvert.models.lineage import Lineage, library_versions
@@ -38,7 +39,8 @@ from tests.texts import STORY
 
 TOKENS = 160
 SPOKEN = 24
-QVAC_FORMATS = ("tq1_0", "tq2_0", "f16")
+ADAPTED = "tq2_0 with LoRA"
+QVAC_FORMATS = ("tq1_0", "tq2_0", ADAPTED, "f16")
 PROMPT = "Once upon a time"
 TRAINED = "demo"
 """The trained model that ships with bitconvert, rounded without warmup: what it predicts is not chance."""
@@ -117,6 +119,9 @@ def _measured(model: Checkpoint, report: PackReport, clients: list[Client]) -> I
         for form in QVAC_FORMATS:
             if form in files:
                 yield ("QVAC Fabric", form), _spoken_alike(Path(files[form].path))
+        if "tq2_0" in files:
+            path = Path(files["tq2_0"].path)
+            yield ("QVAC Fabric", ADAPTED), _spoken_alike(path, _random_adapter(model, path.with_suffix(".lora.gguf")))
 
 
 def _logits(file: PackedFile, tokens: list[int]) -> Tensor:
@@ -144,12 +149,25 @@ def _distance(expected: Tensor, given: Tensor, tokens: list[int]) -> Distance:
     )
 
 
-def _spoken_alike(path: Path) -> str:
+def _random_adapter(model: Checkpoint, path: Path) -> Path:
+    """An adapter that changes what a model says."""
+    generator = torch.Generator().manual_seed(0)
+    linears = model.family.ternary_modules(name.removesuffix(".weight") for name in model.weights())
+    factors = {}
+    for name in linears:
+        rows, columns = model.weights()[f"{name}.weight"]
+        a, b = (torch.randn(shape, generator=generator) for shape in ((8, columns), (rows, 8)))
+        factors[name] = Factors(0.1 * a, 0.1 * b)
+    write_gguf_adapter(Adapter(8.0, factors), model, path)
+    return path
+
+
+def _spoken_alike(path: Path, lora: Path | None = None) -> str:
     """How much of the greedy text two runtimes have in common, from its beginning."""
-    with open_runtime(path, n_ctx=256, threads=1) as runtime:
+    with open_runtime(path, n_ctx=256, lora=lora, threads=1) as runtime:
         expected = runtime.generate(PROMPT, SPOKEN)
     try:
-        given = qvac_text(path, PROMPT, SPOKEN)
+        given = qvac_text(path, PROMPT, SPOKEN, lora)
     except Failed as error:
         return f"does not load: {error}"
     expected, given = (text.replace("\ufffd", "") for text in (expected, given))  # QVAC drops broken UTF-8 silently
@@ -189,7 +207,7 @@ def _head() -> str:
 
 
 def _table(client: str, formats: tuple[str, ...], cells: dict[tuple[str, str, str], str]) -> str:
-    shown = [form for form in FORMATS if form in formats]
+    shown = [form for form in (*FORMATS, ADAPTED) if form in formats]
     rows = [["model", *shown], ["---"] * (len(shown) + 1)]
     for variant in _models():
         rows.append([variant, *(cells.get((variant, client, form), "") for form in shown)])

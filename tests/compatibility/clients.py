@@ -134,14 +134,15 @@ class TransformersJs:
             return torch.from_numpy(np.fromfile(made, np.float32)).view(len(tokens), -1)
 
 
-def qvac_text(path: Path, prompt: str, tokens: int) -> str:
-    """What QVAC Fabric says after a prompt, greedily.
+def qvac_text(path: Path, prompt: str, tokens: int, lora: Path | None = None) -> str:
+    """What QVAC Fabric says after a prompt, greedily, with a LoRA adapter if one is given.
 
     Raises:
         Failed: it does not load the file.
     """
     bare = NPM / "node_modules" / ".bin" / "bare"
     words = [str(bare), str(_beside_packages("qvac_client.js")), str(path), prompt, str(tokens)]
+    words += [] if lora is None else [str(lora)]
     lines = _run(words).splitlines()
     return str(json.loads(next(line for line in lines if line.startswith('{"text"')))["text"])
 

@@ -19,7 +19,8 @@ from tests.models import write_model
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMALL = ["training.tokens=256", "training.context=32", "data.held_out_tokens=64"]
+_STEPS = ["training.tokens=256", "training.context=32", "data.held_out_tokens=64"]
+SMALL = {"plan": _STEPS, "warmup": _STEPS, "adapt": ["training.context=32", "training.batch_size=2"]}
 
 
 def blocks(language: str) -> list[str]:
@@ -36,18 +37,21 @@ def run(arguments: list[str], directory: Path) -> subprocess.CompletedProcess[st
 
 
 def test_its_commands_on_a_real_model_run_in_order(tmp_path: Path, story: Path) -> None:
-    write_model(tmp_path / HUB_ID, "smollm2")
+    model = write_model(tmp_path / HUB_ID, "smollm2")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
     shutil.copy(story, tmp_path / "heldout.txt")
     documents = story.read_text().split("\n\n")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    talk = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 4)
     ran = []
     for words in commands("bitconvert"):
-        small = [word for override in SMALL for word in ("--set", override)] if words[1] in ("plan", "warmup") else []
+        small = [word for override in SMALL.get(words[1], ()) for word in ("--set", override)]
         done = run([sys.executable, "-m", *words, *small], tmp_path)
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[1])
     looks = ["generate", "inspect", "eval", "compare", "inspect", "inspect", "verify"]
-    assert ran == ["doctor", "plan", "warmup", "pack", "eval", *looks]
+    assert ran == ["doctor", "plan", "warmup", "pack", "eval", *looks, "adapt", "eval"]
 
 
 def test_its_python_runs(tmp_path: Path) -> None:

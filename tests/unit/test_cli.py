@@ -23,6 +23,7 @@ COMMANDS = (
     "unpack",
     "eval",
     "generate",
+    "adapt",
     "inspect",
     "compare",
     "verify",

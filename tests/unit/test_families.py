@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from bitconvert.errors import BitconvertError
 from bitconvert.evaluation.runtimes import open_runtime
+from bitconvert.models.adapter import adapter_of, with_new_adapter, write_gguf_adapter
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.families import FAMILIES
 from bitconvert.models.gguf_source import load_gguf_model
 from bitconvert.models.gguf_types import F16
 from bitconvert.packing.pack import pack
-from bitconvert.recipe import Packing, load_recipe
+from bitconvert.recipe import Lora, Packing, load_recipe
 from bitconvert.report.packing import PackedFile
 from bitconvert.report.reporter import Silent
 from bitconvert.training.warmup import warmup
@@ -67,8 +69,8 @@ def _logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return logits
 
 
-def _llama_cpp_logits(path: Path | str, ids: list[int]) -> Tensor:
-    with open_runtime(path, len(ids), threads=1) as runtime:
+def _llama_cpp_logits(path: Path | str, ids: list[int], lora: Path | None = None) -> Tensor:
+    with open_runtime(path, len(ids), lora=lora, threads=1) as runtime:
         return torch.tensor(runtime.logits(ids))
 
 
@@ -94,6 +96,19 @@ def _edit_config(directory: Path, change: dict[str, Any]) -> None:
 def test_llama_cpp_computes_the_same_model(made: Made, tmp_path: Path) -> None:
     path = write_gguf(made.directory, tmp_path / "model.gguf")
     assert _kl(made.logits, _llama_cpp_logits(path, made.ids)) <= 1e-6
+
+
+def test_llama_cpp_computes_the_same_adapter(made: Made, tmp_path: Path) -> None:
+    checkpoint, generator = open_checkpoint(str(made.directory)), torch.Generator().manual_seed(5)
+    adapted = with_new_adapter(copy.deepcopy(made.model), checkpoint, Lora(rank=3, alpha=5))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    write_gguf_adapter(adapter_of(adapted), checkpoint, tmp_path / "lora.gguf")
+    path = write_gguf(made.directory, tmp_path / "model.gguf")
+    theirs = _llama_cpp_logits(path, made.ids, tmp_path / "lora.gguf")
+    assert _kl(_logits(adapted, made.ids), theirs) <= 1e-5
+    assert _kl(made.logits, theirs) > 1e-2
 
 
 @pytest.mark.slow

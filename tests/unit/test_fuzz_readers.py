@@ -26,7 +26,7 @@ from bitconvert.models.manifest import MANIFEST, read_manifest
 from bitconvert.models.record import read_json_object
 from bitconvert.models.texts import read_texts
 from bitconvert.recipe import Recipe, Scaling, load_recipe
-from bitconvert.training.warmup import unfinished_run
+from bitconvert.training.run_directory import unfinished_run
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=2000)
@@ -145,7 +145,7 @@ def run_record(directory: Path, content: bytes) -> None:
     run.mkdir(exist_ok=True)
     (run / "run.json").write_bytes(content)
     (run / "recipe.yaml").write_text(Recipe().to_yaml())
-    unfinished_run(directory / "out")
+    unfinished_run(directory / "out", Recipe)
 
 
 def json_lines(directory: Path, content: bytes) -> None:
@@ -170,8 +170,9 @@ def parquet(directory: Path, content: bytes) -> None:
 
 def chat_template(_: Path, template: str) -> None:
     messages = [{"role": "user", "content": "hello"}]
-    said = answer(render_jinja_template, {"template": template, "messages": messages, "tokens": {}, "megabytes": 1})
-    assert said.keys() in ({"text"}, {"refusal"})
+    asked = {"messages": messages, "asks_for_more": True, "marks_turns": False, "tokens": {}, "megabytes": 1}
+    said = answer(render_jinja_template, {"template": template, **asked})
+    assert said.keys() in ({"text", "said"}, {"refusal"})
 
 
 def name(_: Path, text: str) -> None:

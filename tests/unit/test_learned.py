@@ -19,7 +19,8 @@ from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import BitLinear, Lambda, freeze_ternary, insert_bitlinear, learn_scales
 from bitconvert.ternary.quantize import codes_of, quantize_int8, scale_of
 from bitconvert.training.data import split_held_out, tokenize
-from bitconvert.training.warmup import Interrupted, warmup
+from bitconvert.training.run_directory import Interrupted
+from bitconvert.training.warmup import warmup
 
 
 def stretched_elastic(w: Tensor, alpha: Tensor) -> Tensor:

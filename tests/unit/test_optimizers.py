@@ -19,8 +19,9 @@ from bitconvert.recipe import Recipe, Scaling, load_recipe
 from bitconvert.report.reporter import Silent
 from bitconvert.ternary.bitlinear import insert_bitlinear
 from bitconvert.training.optimizers import make_optimizer
+from bitconvert.training.run_directory import Interrupted
 from bitconvert.training.trainer import training_arguments
-from bitconvert.training.warmup import Interrupted, warmup
+from bitconvert.training.warmup import warmup
 
 NAMES = [
     "adamw",

@@ -160,7 +160,7 @@ def test_what_a_failure_asks_for_may_change(model: Path, story: Path, tmp_path: 
     changed = small(story, "optimizer.lr=5e-4", "training.micro_batch_size=1", "training.keep_checkpoints=1")
     with pytest.raises(Interrupted):
         warmup(str(model), tmp_path / "out", changed, resume=True, reporter=At(4, stop))
-    assert unfinished_run(tmp_path / "out")[1] == changed
+    assert unfinished_run(tmp_path / "out", Recipe)[1] == changed
     assert len(list(run_directory.glob("checkpoints/checkpoint-*"))) == 1
     warmup(str(model), tmp_path / "out", changed, resume=True, reporter=Silent())
     rates = [line["lr"] for line in map(json.loads, (tmp_path / "out" / "metrics.jsonl").open()) if "lr" in line]
@@ -193,6 +193,7 @@ def test_a_run_that_was_killed_after_its_last_rename_is_finished(
 def test_an_output_that_came_from_elsewhere_does_not_end_a_run(model: Path, story: Path, tmp_path: Path) -> None:
     run_directory = interrupted(model, tmp_path / "out", small(story))
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("theirs")
     with pytest.raises(UsageError, match="exists already"):
         warmup(str(model), tmp_path / "out", small(story), resume=True, reporter=Silent())
     assert last_checkpoint(run_directory)

@@ -25,8 +25,9 @@ from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Silent
 from bitconvert.training.corpus import Corpus, hold_out, open_corpus
 from bitconvert.training.data import cache_directory, tokenize
+from bitconvert.training.run_directory import partial_directory
 from bitconvert.training.streaming import PLACES, streamed_windows
-from bitconvert.training.warmup import partial_directory, warmup
+from bitconvert.training.warmup import warmup
 from tests.models import byte_level_bpe
 from tests.recipes import FROM_THE_ORIGINAL
 
