@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.models import random_llama
 from bitconvert.demo.stories import text
+from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import load_recipe
 from bitconvert.report.reporter import Silent
 from bitconvert.training.plan import plan_warmup
@@ -73,7 +74,7 @@ def _alone(work: Callable[..., tuple[float, float]], *arguments: Any) -> tuple[f
 
 def _foresee(directory: Path, shape: str, overrides: tuple[str, ...]) -> tuple[float, float]:
     recipe = load_recipe(None, _overrides(directory, overrides))
-    plan = plan_warmup(str(_model(directory, shape)), recipe, reporter=Silent(), clock=_clock())
+    plan = plan_warmup(open_checkpoint(str(_model(directory, shape))), recipe, reporter=Silent(), clock=_clock())
     (here,) = plan.forecasts
     assert here.total_seconds is not None
     return here.peak_bytes, here.total_seconds

@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitconvert.conversion.convert import convert
+    from bitconvert.conversion.foresight import plan
     from bitconvert.doctor import doctor
     from bitconvert.errors import BitconvertError
     from bitconvert.evaluation.compare import compare
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
     from bitconvert.training.adapt import adapt
-    from bitconvert.training.plan import plan_warmup
     from bitconvert.training.warmup import warmup
 
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "TernaryTensor": "bitconvert.ternary.quantize",
     "adapt": "bitconvert.training.adapt",
     "compare": "bitconvert.evaluation.compare",
+    "convert": "bitconvert.conversion.convert",
     "difference": "bitconvert.evaluation.difference",
     "doctor": "bitconvert.doctor",
     "evaluate": "bitconvert.evaluation.evaluate",
@@ -46,7 +48,7 @@ _HOMES = {
     "load_recipe": "bitconvert.recipe",
     "open_checkpoint": "bitconvert.models.checkpoint",
     "pack": "bitconvert.packing.pack",
-    "plan_warmup": "bitconvert.training.plan",
+    "plan": "bitconvert.conversion.foresight",
     "ternarize": "bitconvert.ternary.quantize",
     "unpack": "bitconvert.packing.unpack",
     "warmup": "bitconvert.training.warmup",
@@ -62,6 +64,7 @@ __all__ = [
     "TernaryTensor",
     "adapt",
     "compare",
+    "convert",
     "difference",
     "doctor",
     "evaluate",
@@ -71,7 +74,7 @@ __all__ = [
     "load_recipe",
     "open_checkpoint",
     "pack",
-    "plan_warmup",
+    "plan",
     "ternarize",
     "unpack",
     "warmup",

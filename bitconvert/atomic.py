@@ -181,6 +181,22 @@ def set_aside(path: Path) -> Iterator[None]:
             raise
 
 
+def take_place(directory: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename a directory that is complete to its final name, beside it; as ``atomic_directory`` does.
+
+    Raises:
+        BitconvertError: the place is taken.
+    """
+    with _errors_name(path):
+        sync_tree(directory)
+        if overwrite:
+            with set_aside(path):
+                directory.rename(path)
+        else:
+            _take_free_place(directory, path)
+        _sync(path.parent)
+
+
 def discard(directory: Path) -> None:
     """Remove a directory so that it never lacks a part of what it holds under its own name."""
     with _workplace(directory) as workplace:

@@ -56,14 +56,34 @@ def resolve(
     held_out: list[str] | None,
     lora_rank: int | None,
     overrides: list[str] | None,
+    formats: list[str] | None = None,
 ) -> Recipe:
     """The recipe with what the command line says on top."""
     from bitconvert.recipe import load_recipe
 
-    texts = [f"data.sources={json.dumps(data)}"] if data else []
-    texts += [f"data.held_out={json.dumps(held_out)}"] if held_out else []
-    texts += [] if lora_rank is None else [f"lora.rank={lora_rank}"]
-    return load_recipe(recipe, [*texts, *(overrides or [])])
+    given = {"data.sources": data, "data.held_out": held_out, "pack.formats": formats}
+    options = [f"{key}={json.dumps(values)}" for key, values in given.items() if values]
+    options += [] if lora_rank is None else [f"lora.rank={lora_rank}"]
+    return load_recipe(recipe, [*options, *(overrides or [])])
+
+
+def resumed(
+    begun: tuple[str, Recipe],
+    model: str | None,
+    recipe: str | None,
+    data: list[str] | None,
+    held_out: list[str] | None,
+    lora_rank: int | None,
+    overrides: list[str] | None,
+    formats: list[str] | None = None,
+) -> tuple[str, Recipe]:
+    """The model and recipe to go on with: the run's own, with what is set anew; or those of the command line again."""
+    from bitconvert.recipe import load_recipe
+
+    begun_with, begun_recipe = begun
+    if recipe or data or held_out or formats or lora_rank is not None:
+        return model or begun_with, resolve(recipe, data, held_out, lora_rank, overrides, formats)
+    return model or begun_with, load_recipe(overrides=overrides or (), beneath=begun_recipe)
 
 
 def require_adapter(lora: Path | None) -> None:
@@ -82,7 +102,7 @@ def warn_of_formats(model: str, recipe: Recipe, reporter: Reporter) -> None:
     from bitconvert.packing.pack import foresee_refusals
     from bitconvert.training.keep import foreseen_kept
 
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, weights=False)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     for name, reason in foresee_refusals(checkpoint, recipe.pack, recipe.scaling).items():
         reporter.warn(f"{name} cannot hold what this run makes: {reason}")

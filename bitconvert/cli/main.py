@@ -15,6 +15,7 @@ import typer
 
 from bitconvert.cli.adapt import adapt
 from bitconvert.cli.compare import compare
+from bitconvert.cli.convert import convert
 from bitconvert.cli.demo import demo
 from bitconvert.cli.doctor import doctor
 from bitconvert.cli.evaluate import evaluate
@@ -64,6 +65,7 @@ def bitconvert(
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "convert": convert,
     "warmup": warmup,
     "plan": plan,
     "pack": pack,

@@ -17,8 +17,10 @@ from bitconvert.cli.arguments import (
     beside_name,
     print_json,
     resolve,
+    resumed,
     warn_of_formats,
 )
+from bitconvert.cli.plan import foretell
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
 from bitconvert.models.texts import hub_dataset
@@ -46,14 +48,22 @@ def warmup(
         list[str] | None,
         typer.Option("--tracker", help="Write metrics to tensorboard, trackio or wandb too. Repeatable."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make nothing: foresee it, as `bitconvert plan` does.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run behind --output.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a model's linear layers down to {-1, 0, +1}."""
     if resume:
+        with redirect_stdout(sys.stderr):  # see below
+            from bitconvert.recipe import Recipe
+            from bitconvert.training.run_directory import unfinished_run
+
         output = output or _default_output(model)
-        model, resolved = _resumed(output, model, recipe, data, held_out, lora_rank, overrides)
+        begun = unfinished_run(output, Recipe)
+        model, resolved = resumed(begun, model, recipe, data, held_out, lora_rank, overrides)
     else:
         resolved = resolve(recipe, data, held_out, lora_rank, overrides)
     if model is None:
@@ -63,6 +73,9 @@ def warmup(
     for texts in (resolved.data.sources, resolved.data.held_out):
         hub_dataset(texts)
     output = output or _default_output(model)
+    if dry_run:
+        foretell(model, resolved, output=output, as_json=as_json)
+        return
 
     from bitconvert.ui.progress import progress
     from bitconvert.ui.warmup import show_warmup
@@ -74,28 +87,6 @@ def warmup(
         report = run(model, output, resolved, resume=resume, overwrite=overwrite, reporter=reporter)
     if is_main():
         print_json(report) if as_json else show_warmup(report)
-
-
-def _resumed(
-    output: Path,
-    model: str | None,
-    recipe: str | None,
-    data: list[str] | None,
-    held_out: list[str] | None,
-    lora_rank: int | None,
-    overrides: list[str] | None,
-) -> tuple[str, Recipe]:
-    """The model and recipe to go on with: the run's own, with what is set anew; or those of the command line again."""
-    from bitconvert.recipe import load_recipe
-
-    with redirect_stdout(sys.stderr):  # see above
-        from bitconvert.recipe import Recipe
-        from bitconvert.training.run_directory import unfinished_run
-
-    begun_with, begun_recipe = unfinished_run(output, Recipe)
-    if recipe or data or held_out or lora_rank is not None:
-        return model or begun_with, resolve(recipe, data, held_out, lora_rank, overrides)
-    return model or begun_with, load_recipe(overrides=overrides or (), beneath=begun_recipe)
 
 
 def _tracked(recipe: Recipe, trackers: list[str] | None) -> Recipe:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitconvert.evaluation.arguments import check_comparison, check_generation
-from bitconvert.evaluation.evaluate import BETWEEN_DOCUMENTS, DEFAULT_CONTEXT, evaluate, incomparable
+from bitconvert.evaluation.evaluate import DEFAULT_CONTEXT, evaluate, incomparable
 from bitconvert.evaluation.generate import Choice, Wish, generate_all, prompt_texts
 from bitconvert.evaluation.prompts import ASKED, CONTINUED
 from bitconvert.evaluation.subjects import require_gguf, tokenize_by
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
 from bitconvert.models.llama_cpp_library import find_library
-from bitconvert.models.texts import read_texts
+from bitconvert.models.texts import BETWEEN_DOCUMENTS, read_texts
 from bitconvert.report.evaluation import ComparedModel, CompareReport, EvalReport
 from bitconvert.report.reporter import Reporter, Silent
 

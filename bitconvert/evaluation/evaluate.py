@@ -27,15 +27,12 @@ from bitconvert.evaluation.subjects import (
 from bitconvert.evaluation.tasks import TaskResults, run_tasks
 from bitconvert.evaluation.windows import Convention, TokenizedText, Window, first_tokens, windows
 from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
-from bitconvert.models.texts import read_texts
+from bitconvert.models.texts import BETWEEN_DOCUMENTS, read_texts
 from bitconvert.report.evaluation import Comparison, EvalReport, Perplexity
 from bitconvert.report.reporter import Reporter, Silent
 
 DEFAULT_CONTEXT = 512
 """Tokens per window, as in llama-perplexity; less where the model cannot."""
-
-BETWEEN_DOCUMENTS = "\n\n"
-"""How documents become one text, as in the perplexity guide of Hugging Face transformers."""
 
 
 def evaluate(

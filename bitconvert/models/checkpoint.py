@@ -70,6 +70,7 @@ _BESIDE_WEIGHTS = (
     BAKED_FILE,
 )
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "LICENSE*", "NOTICE*"]
+_HUB_FILES_BUT_WEIGHTS = [pattern for pattern in _HUB_FILES if pattern != "*.safetensors"]
 
 
 class Checkpoint:
@@ -334,6 +335,11 @@ class Checkpoint:
             model: nn.Module = getattr(transformers, self.family.architecture)(self.complete)
         return model
 
+    @cached_property
+    def parameters(self) -> int:
+        """How many weights the config promises."""
+        return sum(parameter.numel() for parameter in self.skeleton().parameters())
+
     def fitting(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Hold tensors against the config.
 
@@ -366,6 +372,11 @@ class Checkpoint:
         return {name: shape for name, shape in shapes.items() if name in wanted}
 
     # ---- whole models ---------------------------------------------------------------------------------------------
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there are files of one; a config alone describes a model too."""
+        return self.kind == "gguf" or tokenizers.has_tokenizer(self.path)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, with the pre-tokenizer that the model was trained with.
@@ -515,8 +526,12 @@ class Checkpoint:
         return model
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def open_checkpoint(name: str, *, weights: bool = True) -> Checkpoint:
     """Open a model by hub id, directory or GGUF file.
+
+    Args:
+        name: as the user gave it.
+        weights: whether those of a hub's directory are fetched too; a GGUF file comes whole.
 
     Raises:
         BitconvertError: it is not there, or not a model that bitconvert can read.
@@ -525,11 +540,11 @@ def open_checkpoint(name: str) -> Checkpoint:
     if path is None:
         named = hub_name(name)
         assert named is not None, "locate lets no other names through"
-        path = _download(name, named)
+        path = _download(name, named, _HUB_FILES if weights else _HUB_FILES_BUT_WEIGHTS)
     return Checkpoint(name, path)
 
 
-def _download(name: str, named: HubName) -> Path:
+def _download(name: str, named: HubName, patterns: list[str]) -> Path:
     """Fetch a model from the hub: safetensors and what is beside them, or the GGUF file that was asked for."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -539,7 +554,7 @@ def _download(name: str, named: HubName) -> Path:
         if file:
             parts = [part.as_posix() for part in whole_set(Path(file))]
             return {part: Path(hf_hub_download(repository, part, revision=revision)) for part in parts}[file]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BitconvertError(
             f"{name}: neither a local path nor to be had from the Hugging Face hub",

@@ -42,6 +42,14 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+_METADATA = {"format": "pt"}  # transformers insists on it
+
+
+def file_bytes(specs: Mapping[str, TensorSpec]) -> int:
+    """Bytes of a file that holds these tensors, and no texts besides."""
+    return len(_header(specs, _offsets(specs), _METADATA)) + sum(spec.nbytes for spec in specs.values())
+
+
 class SafetensorsFile(StreamedFile):
     """Write every tensor once, in any order, inside the ``with`` block.
 
@@ -55,7 +63,7 @@ class SafetensorsFile(StreamedFile):
         super().__init__(path, {name: spec.nbytes for name, spec in specs.items()})
         self._specs = specs
         self._offsets = _offsets(specs)
-        self._metadata = {"format": "pt", **(metadata or {})}  # transformers insists on the format
+        self._metadata = {**_METADATA, **(metadata or {})}
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -21,6 +21,9 @@ from bitconvert.models.location import HUB_ID
 _HUB_DATASET = rf"{HUB_ID}|[\w-]+"  # the oldest ones have no owner
 TEXT_FIELD = "text"
 
+BETWEEN_DOCUMENTS = "\n\n"
+"""How documents become one text, as in the perplexity guide of Hugging Face transformers."""
+
 
 def read_texts(paths: Iterable[str]) -> Iterator[str]:
     """The documents of some files and directories, in order, one at a time.

@@ -37,6 +37,11 @@ _PREPENDS = {"type": "Prepend", "prepend": SPACE}
 _SPLITS_AT_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer."""
+    return (directory / "tokenizer.json").exists() or (directory / "tokenizer.model").exists()
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a Hugging Face directory: local files only, no code from the model.
 
@@ -47,7 +52,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         BitconvertError: there is no tokenizer, or it does not load.
     """
     has_json = (directory / "tokenizer.json").exists()
-    if not has_json and not (directory / "tokenizer.model").exists():
+    if not has_tokenizer(directory):
         raise BitconvertError(
             f"{directory}: no tokenizer.json and no tokenizer.model",
             "copy the tokenizer files of the original model into the directory",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gguf import TokenType
@@ -14,6 +14,7 @@ from bitconvert.models.gguf_file import SHARD_NAME
 from bitconvert.models.lineage import HeldOut, Origin, library_versions
 from bitconvert.packing.formats import FORMATS
 from bitconvert.packing.job import PackJob
+from bitconvert.report.evaluation import EvalReport
 from bitconvert.report.packing import PackedFile
 
 CARD = "README.md"
@@ -29,24 +30,27 @@ overflows"), and Q2_0 in versions of before autumn 2026 (ollama/fs/gguf/tensor.g
 _OLLAMA_CONTEXT = 4096  # Ollama's own default; more than the model was made for would be nonsense
 
 
-def write_companions(job: PackJob, files: list[PackedFile], origin: Origin) -> list[Path]:
+def write_companions(
+    job: PackJob, files: list[PackedFile], origin: Origin, measured: Sequence[EvalReport] = ()
+) -> list[Path]:
     """Write the card, and the Modelfile if Ollama reads one of the files.
 
     Args:
         job: what was packed.
         files: what came of it.
         origin: the files that were packed.
+        measured: some of them, on one text, against the original.
 
     Returns:
         What was written.
     """
-    written = [_write(job.directory / CARD, model_card(job, files, origin))]
+    written = [_write(job.directory / CARD, model_card(job, files, origin, measured))]
     if content := modelfile(job, files):
         written.append(_write(job.directory / MODELFILE, content))
     return written
 
 
-def model_card(job: PackJob, files: list[PackedFile], origin: Origin) -> str:
+def model_card(job: PackJob, files: list[PackedFile], origin: Origin, measured: Sequence[EvalReport] = ()) -> str:
     """Markdown with a YAML header that the Hugging Face hub understands: what the files are, cost, and run in."""
     sections = [
         f"---\n{_header(job)}\n---",
@@ -55,6 +59,7 @@ def model_card(job: PackJob, files: list[PackedFile], origin: Origin) -> str:
         f"## Files\n\n{_file_table(job, files)}",
         _kept(job, files),
         _cost(job),
+        _measured(job, measured),
         f"## How to run\n\n{_usage(job, files)}",
         _training(job),
         _hashes(job, origin),
@@ -75,7 +80,7 @@ def modelfile(job: PackJob, files: list[PackedFile]) -> str:
         stop = [f'PARAMETER stop "{vocabulary.tokens[end]}"']
     lines = [
         f"# ollama create {job.checkpoint.base_name.lower()} -f {MODELFILE}",
-        f"FROM ./{_relative(job, best)}",
+        f"FROM ./{_relative(job, best.path)}",
         f"PARAMETER num_ctx {min(job.checkpoint.max_context, _OLLAMA_CONTEXT)}",
         *stop,
         *([f"# {best.note}"] if best.note else []),
@@ -124,7 +129,7 @@ def _origin(job: PackJob) -> str:
 
 def _file_table(job: PackJob, files: list[PackedFile]) -> str:
     rows = [
-        f"| `{_relative(job, file)}` | {file.nbytes / 1e6:.1f} MB | {file.bits_per_weight:.2f} "
+        f"| `{_relative(job, file.path)}` | {file.nbytes / 1e6:.1f} MB | {file.bits_per_weight:.2f} "
         f"({_linear_bits(file)}) | {FORMATS[file.format].runs_in} |"
         for file in files
     ]
@@ -142,7 +147,7 @@ def _kept(job: PackJob, files: list[PackedFile]) -> str:
     if not modules:
         return ""
     rows = [
-        f"| `{_relative(job, file)}` | {', '.join(dict.fromkeys(tensor.type for tensor in file.kept))} "
+        f"| `{_relative(job, file.path)}` | {', '.join(dict.fromkeys(tensor.type for tensor in file.kept))} "
         f"| {file.kept_bytes / 1e6:.2f} MB | {file.kept_bytes / file.nbytes:.1%} |"
         for file in files
     ]
@@ -168,8 +173,32 @@ def _cost(job: PackJob) -> str:
     )
 
 
+def _measured(job: PackJob, measured: Sequence[EvalReport]) -> str:
+    """What the files themselves are worth, on text that was held out of the training."""
+    rows = [
+        f"| `{_relative(job, report.model)}` | {ppl.ppl:.3f} ± {ppl.stderr:.3f} | {against.ppl_ratio:.4f} | "
+        f"{against.kl:.4f} ± {against.kl_stderr:.4f} | {against.top1_agreement:.1%} |"
+        for report in measured
+        if (ppl := report.perplexity) and (against := report.comparison)
+    ]
+    if not rows:
+        return ""
+    ppl, against = measured[0].perplexity, measured[0].comparison
+    assert ppl
+    assert against
+    return "\n".join(
+        [
+            f"## Measured against the original\n\n{ppl.tokens_scored:,} tokens of held-out text in windows of "
+            f"{ppl.context}, the files themselves through torch; {_source(job)}: ppl {against.original_ppl:.3f}. "
+            "KL(original \\|\\| file) in nats per token; agreement: of the likeliest tokens.\n",
+            "| file | ppl | ratio | KL | agreement |\n|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
 def _usage(job: PackJob, files: list[PackedFile]) -> str:
-    return "\n\n".join(_usage_of(_relative(job, file), file) for file in files)
+    return "\n\n".join(_usage_of(_relative(job, file.path), file) for file in files)
 
 
 def _usage_of(path: str, file: PackedFile) -> str:
@@ -217,8 +246,8 @@ def _names(files: Mapping[str, str]) -> dict[str, str]:
     return {Path(path).name: digest for path, digest in files.items()}
 
 
-def _relative(job: PackJob, file: PackedFile) -> str:
-    return Path(file.path).relative_to(job.output).as_posix()
+def _relative(job: PackJob, path: str) -> str:
+    return Path(path).relative_to(job.output).as_posix()
 
 
 def _write(path: Path, text: str) -> Path:

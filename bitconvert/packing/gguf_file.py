@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -45,7 +46,18 @@ class GgufFile(Container[GgufFormat]):
         """See ``Container``: types that can be had, and a graph and a vocabulary that llama.cpp has."""
         require_types(job, form)
         require_expressible(job.checkpoint.complete, job.checkpoint.name)
-        _ = job.vocabulary
+        if job.has_vocabulary:
+            _ = job.vocabulary
+
+    def nbytes(self, job: PackJob, form: GgufFormat) -> int:
+        """See ``Container``; without a tokenizer, of the tensors alone."""
+        plan = plan_tensors(job, form)
+        if not job.has_vocabulary:
+            return sum(tensor.nbytes for tensor in plan)
+        target = self.target(job, form)
+        with TemporaryDirectory() as directory, closing(_container(job, plan, Path(directory, target.name))) as file:
+            file.begin()
+            return file.nbytes
 
     @contextmanager
     def open(self, job: PackJob, form: GgufFormat) -> Iterator[Output]:

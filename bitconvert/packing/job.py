@@ -45,6 +45,7 @@ class PackJob:
         output: directory that the files will lie in.
         directory: where they are written, until all of them are whole.
         reporter: told the weights done.
+        foreseen: whether nothing will be written, so that a config is enough.
     """
 
     checkpoint: Checkpoint
@@ -54,6 +55,12 @@ class PackJob:
     output: Path
     directory: Path
     reporter: Reporter
+    foreseen: bool = False
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether there is a tokenizer, or there must be one."""
+        return self.checkpoint.has_tokenizer or not self.foreseen
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -181,6 +188,13 @@ class Container(ABC, Generic[FormatT]):
 
         Raises:
             BitconvertError: with the reason.
+        """
+
+    @abstractmethod
+    def nbytes(self, job: PackJob, form: FormatT) -> int:
+        """Bytes that the weight files of an output will have, known from names and shapes alone.
+
+        What is told of the training adds some hundred bytes to a file that holds it.
         """
 
     @abstractmethod

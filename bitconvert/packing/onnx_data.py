@@ -28,16 +28,19 @@ class OnnxData(StreamedFile):
     Args:
         path: of the file; an existing one is overwritten.
         stored: type and shape of every tensor.
+
+    Attributes:
+        file_bytes: of the finished file.
     """
 
     def __init__(self, path: Path, stored: Mapping[str, Stored]) -> None:
         self._stored = stored
         super().__init__(path, {name: self.nbytes(name) for name in stored})
         self._offsets: dict[str, int] = {}
-        end = 0
+        self.file_bytes = 0
         for name in stored:
-            self._offsets[name] = -(-end // _PAGE) * _PAGE
-            end = self._offsets[name] + self.nbytes(name)
+            self._offsets[name] = -(-self.file_bytes // _PAGE) * _PAGE
+            self.file_bytes = self._offsets[name] + self.nbytes(name)
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Write one tensor, or the next rows of it, to its place; its type and shape must be as announced."""

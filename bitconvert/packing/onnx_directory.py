@@ -46,21 +46,25 @@ class OnnxDirectory(Container[Onnx]):
         """See ``Container``: the onnx package, a tokenizer, and a model whose graph is known here."""
         if importlib.util.find_spec("onnx") is None:
             raise BitconvertError("format onnx needs the onnx package", "pip install 'bitconvert[onnx]'")
-        _ = job.tokenizer
+        if job.has_vocabulary:
+            _ = job.tokenizer
         _decoder(job, form)
+
+    def nbytes(self, job: PackJob, form: Onnx) -> int:
+        """See ``Container``: the graph and the data beside it."""
+        decoder = _decoder(job, form)
+        data = _data(self.target(job, form), decoder)
+        return data.file_bytes + len(_graph(decoder, data))
 
     @contextmanager
     def open(self, job: PackJob, form: Onnx) -> Iterator[Output]:
         """See ``Container``."""
-        from bitconvert.packing.onnx_data import OnnxData
-
         target = self.target(job, form)
         decoder = _decoder(job, form)
         directory = job.directory / target.name
         with ExitStack() as files:
-            model = directory / "onnx" / _MODEL
-            model.parent.mkdir(parents=True)
-            data = files.enter_context(OnnxData(model.with_name(f"{_MODEL}_data"), decoder.graph.stored))
+            _model(directory).parent.mkdir(parents=True)
+            data = files.enter_context(_data(directory, decoder))
             yield _OnnxOutput(job, form, target, files, decoder, data, directory)
 
 
@@ -102,8 +106,8 @@ class _OnnxOutput(Output):
         for name in self._decoder.graph.stored:
             self.read_back.check(name, self._data.read(name))
         self.read_back.finish()
-        job, model = self._job, self._directory / "onnx" / _MODEL
-        model.write_bytes(self._decoder.model(self._data.references()).SerializeToString())
+        job, model = self._job, _model(self._directory)
+        model.write_bytes(_graph(self._decoder, self._data))
         write_config(job.checkpoint, self._directory, _TOLD)
         copy_companions(job.checkpoint.path, self._directory)
         write_manifest(self._directory)
@@ -130,6 +134,20 @@ def _decoder(job: PackJob, form: Onnx) -> Decoder:
             "use another format",
         )
     return decoder
+
+
+def _model(directory: Path) -> Path:
+    return directory / "onnx" / _MODEL
+
+
+def _data(directory: Path, decoder: Decoder) -> OnnxData:
+    from bitconvert.packing.onnx_data import OnnxData
+
+    return OnnxData(_model(directory).with_name(f"{_MODEL}_data"), decoder.graph.stored)
+
+
+def _graph(decoder: Decoder, data: OnnxData) -> bytes:
+    return bytes(decoder.model(data.references()).SerializeToString())
 
 
 def _packed(data: OnnxData, tensor: SourceTensor) -> PackedTensor:

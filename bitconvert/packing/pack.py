@@ -22,7 +22,8 @@ from bitconvert.packing.onnx_directory import OnnxDirectory
 from bitconvert.packing.safetensors_directory import SafetensorsDirectory
 from bitconvert.packing.source import meant_tensors, promised_tensors
 from bitconvert.recipe import Packing, Scaling
-from bitconvert.report.packing import PackedFile, PackReport
+from bitconvert.report.evaluation import EvalReport
+from bitconvert.report.packing import ForeseenFile, PackedFile, PackReport
 from bitconvert.report.reporter import Reporter, Silent
 
 CONTAINERS: Mapping[str, Container[Any]] = {
@@ -96,7 +97,7 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
     """What packing would refuse once a model is trained, so that it can be said before the training.
 
     Args:
-        checkpoint: the original.
+        checkpoint: the original; its config is enough.
         options: the formats, and their variants.
         scaling: under which it will be trained.
 
@@ -106,8 +107,64 @@ def foresee_refusals(checkpoint: Checkpoint, options: Packing, scaling: Scaling)
     Raises:
         UsageError: no such format or option.
     """
-    job = PackJob(checkpoint, promised_tensors(checkpoint), scaling, options, _NOWHERE, _NOWHERE, Silent())
+    job = _foreseen(checkpoint, options, scaling)
     return {name: error.message for name, error in _refusals(job, _formats(options)).items()}
+
+
+def foresee_files(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> list[ForeseenFile]:
+    """How large a trained model's files will be, by the plans that the writers themselves follow.
+
+    Args:
+        checkpoint: as for ``foresee_refusals``, like all that follows.
+        options: the formats that are wanted, and the variants of all.
+        scaling: under which it will be trained.
+
+    Returns:
+        One per format that there is, with its size, or the reason why it will not do.
+
+    Raises:
+        UsageError: no such format or option.
+    """
+    wanted, job = {form.name for form in _formats(options)}, _foreseen(checkpoint, options, scaling)
+    refusals = _refusals(job, list(FORMATS.values()))
+    return [
+        ForeseenFile(
+            form.name,
+            wanted=form.name in wanted,
+            nbytes=None if form.name in refusals else CONTAINERS[form.container].nbytes(job, form),
+            refusal=refusals[form.name].message if form.name in refusals else "",
+            runs_in=form.runs_in,
+        )
+        for form in FORMATS.values()
+    ]
+
+
+def _foreseen(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> PackJob:
+    tensors = promised_tensors(checkpoint)
+    return PackJob(checkpoint, tensors, scaling, options, _NOWHERE, _NOWHERE, Silent(), foreseen=True)
+
+
+def write_measured_card(
+    checkpoint: Checkpoint,
+    options: Packing,
+    output: Path,
+    files: list[PackedFile],
+    measured: Sequence[EvalReport],
+    reporter: Reporter,
+) -> None:
+    """Write the card of packed files again, with what was measured on them since.
+
+    Args:
+        checkpoint: as for ``pack``, like all that follows.
+        options: as they were packed.
+        output: where they lie.
+        files: what ``pack`` reported.
+        measured: some of them, on one text, against the original.
+        reporter: told the progress.
+    """
+    job = PackJob(checkpoint, meant_tensors(checkpoint), checkpoint.scaling, options, output, output, reporter)
+    write_companions(job, files, checkpoint.origin(), measured)
+    write_manifest(output)
 
 
 def _write(job: PackJob, forms: Sequence[Format]) -> list[PackedFile]:

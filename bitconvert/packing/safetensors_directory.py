@@ -34,22 +34,26 @@ class SafetensorsDirectory(Container[DirectoryFormat]):
 
     def require(self, job: PackJob, form: DirectoryFormat) -> None:
         """See ``Container``: shapes that the format can pack, and a tokenizer."""
-        _ = job.tokenizer
+        if job.has_vocabulary:
+            _ = job.tokenizer
         for tensor in job.tensors:
             if tensor.ternary and (reason := form.shape_refusal(tensor.shape)):
                 raise BitconvertError(
                     f"tensor {tensor.name} cannot be packed as {form.name}: {reason}", "use another format"
                 )
 
+    def nbytes(self, job: PackJob, form: DirectoryFormat) -> int:
+        """See ``Container``."""
+        return _shards(job, form, self.target(job, form)).nbytes
+
     @contextmanager
     def open(self, job: PackJob, form: DirectoryFormat) -> Iterator[Output]:
         """See ``Container``."""
         target = self.target(job, form)
-        specs = {name: spec for tensor in job.tensors for name, spec in _specs(job, form, tensor).items()}
         directory = job.directory / target.name
         directory.mkdir()
         with ExitStack() as files:
-            shards = files.enter_context(Shards(directory, specs, job.options.max_shard_size))
+            shards = files.enter_context(_shards(job, form, directory))
             yield _DirectoryOutput(job, form, target, files, shards, directory)
 
 
@@ -92,6 +96,11 @@ class _DirectoryOutput(Output):
         packed = [_packed(job, form, tensor) for tensor in job.tensors]
         note = form.note([tensor.name.removesuffix(".weight") for tensor in job.tensors if tensor.kept])
         return packed_file(self.target, form.name, packed, self._shards.nbytes, self.seconds, note)
+
+
+def _shards(job: PackJob, form: DirectoryFormat, directory: Path) -> Shards:
+    specs = {name: spec for tensor in job.tensors for name, spec in _specs(job, form, tensor).items()}
+    return Shards(directory, specs, job.options.max_shard_size)
 
 
 def _specs(job: PackJob, form: DirectoryFormat, tensor: SourceTensor) -> dict[str, TensorSpec]:

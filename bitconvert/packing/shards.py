@@ -13,7 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from bitconvert.models.checkpoint import read_rows
-from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
+from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec, file_bytes
 
 _FILES = "model{suffix}.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -69,5 +69,6 @@ class Shards:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the finished files."""
-        return sum((self._directory / file).stat().st_size for file in self._split.filename_to_tensors)
+        """Bytes of the files, once they are finished."""
+        held = self._split.filename_to_tensors.values()
+        return sum(file_bytes({name: self._specs[name] for name in names}) for names in held)

@@ -102,6 +102,25 @@ class PackedFile:
 
 
 @dataclass(frozen=True)
+class ForeseenFile:
+    """What a model would be in one format.
+
+    Attributes:
+        format: as given to ``--format``.
+        wanted: whether the recipe asks for it.
+        nbytes: of its weight file, or of all shards of it; None where the format cannot hold the model.
+        refusal: why it cannot; empty where it can.
+        runs_in: the runtimes that compute with it, in words.
+    """
+
+    format: str
+    wanted: bool
+    nbytes: int | None
+    refusal: str
+    runs_in: str
+
+
+@dataclass(frozen=True)
 class PackReport:
     """What ``bitconvert pack`` wrote.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitconvert.report.packing import ForeseenFile
+
 
 @dataclass(frozen=True)
 class WarmupReport:
@@ -80,6 +82,10 @@ class Forecast:
         total_seconds: all of them; None where there are none.
         measured: whether the seconds come from this very device.
         remedies: changes to the recipe with which it would fit, where it does not, each with its bytes.
+        gpus: how many of the device there are; memory is that of each.
+        tokens_per_second: of the training itself, by all of them; None where there are no seconds.
+        kernels: the device whose kernels were measured for the seconds; None where a data sheet tells them.
+        cost: of all seconds, in the currency of the price that was given; None without one.
     """
 
     device: str
@@ -90,6 +96,10 @@ class Forecast:
     total_seconds: float | None = field(init=False)
     measured: bool
     remedies: dict[str, int]
+    gpus: int = 1
+    tokens_per_second: float | None = None
+    kernels: str | None = None
+    cost: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak_bytes", sum(self.memory.values()))
@@ -115,7 +125,9 @@ class WarmupPlan:
         steps_by_phase: the same, before and after λ has reached 1.
         tokens: training tokens, after rounding to whole steps.
         accumulation: micro-batches per step on one device.
-        disk_bytes: of the checkpoints that exist at once, and the result.
+        disk_bytes: the most at a time: the checkpoints that exist at once and the result, or later that and its files.
+        free_disk_bytes: where the result will lie; None where that is not known.
+        files: the result packed, in each format that there is; those of the recipe are marked.
         forecasts: memory and time, for this machine and the GPUs asked for.
         notes: what the numbers assume.
         recipe: resolved, every option.
@@ -131,6 +143,8 @@ class WarmupPlan:
     tokens: int
     accumulation: int
     disk_bytes: int
+    free_disk_bytes: int | None
+    files: list[ForeseenFile]
     forecasts: list[Forecast]
     notes: list[str]
     recipe: dict[str, Any]

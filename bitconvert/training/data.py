@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from bitconvert.atomic import atomic_file
 from bitconvert.errors import BitconvertError
 from bitconvert.models.generation import without_own_defaults
 from bitconvert.models.manifest import hashes
-from bitconvert.models.texts import TEXT_FIELD, ending_of, hub_dataset, read_texts, text_files
+from bitconvert.models.texts import BETWEEN_DOCUMENTS, TEXT_FIELD, ending_of, hub_dataset, read_texts, text_files
 from bitconvert.recipe import Data
 from bitconvert.report.reporter import Reporter
 from bitconvert.training.tokenizing import encode, in_batches
@@ -170,6 +171,13 @@ def first_windows(tokens: Tokens, held_out_tokens: int, context: int) -> Windows
     if not len(windows):
         raise _too_short(tokens, context)
     return windows
+
+
+def text_of(windows: Windows, tokenizer: PreTrainedTokenizerFast) -> str:
+    """What the tokens of all windows stand for, the special ones left out: documents, an empty line between two."""
+    ids = torch.cat([windows[index]["input_ids"] for index in range(len(windows))]).tolist()
+    documents = [list(group) for is_end, group in groupby(ids, end_of_text(tokenizer).__eq__) if not is_end]
+    return BETWEEN_DOCUMENTS.join(tokenizer.batch_decode(documents, skip_special_tokens=True))
 
 
 def tokenize(sources: Iterable[str], tokenizer: PreTrainedTokenizerFast, reporter: Reporter) -> Tokens:

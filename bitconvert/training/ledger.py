@@ -87,6 +87,22 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kinds[entry.kind] += sign * entry.nbytes
         return {kind: nbytes for kind, nbytes in kinds.items() if nbytes}
 
+    @property
+    def entries(self) -> int:
+        """How many there are by now."""
+        return len(self._history)
+
+    def highest(self, since: int) -> dict[str, int]:
+        """Bytes of each kind when there were most of that kind, whenever that was after the first so many entries."""
+        now: Counter[str] = Counter()
+        for entry, sign in self._history[:since]:
+            now[entry.kind] += sign * entry.nbytes
+        most = now.copy()
+        for entry, sign in self._history[since:]:
+            now[entry.kind] += sign * entry.nbytes
+            most[entry.kind] = max(most[entry.kind], now[entry.kind])
+        return {kind: nbytes for kind, nbytes in most.items() if nbytes}
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from bitconvert.errors import UsageError
-from bitconvert.models.checkpoint import Checkpoint, open_checkpoint
-from bitconvert.recipe import Recipe, load_recipe
+from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.models.checkpoint import Checkpoint
+from bitconvert.recipe import Recipe, load_recipe, shipped_recipes
 from bitconvert.report.reporter import Reporter
 from bitconvert.report.training import Forecast, WarmupPlan
-from bitconvert.training.gpus import CONTEXT_BYTES, Gpu
+from bitconvert.training.gpus import CONTEXT_BYTES, Cluster
 from bitconvert.training.initialisation import micro_batches
 from bitconvert.training.keep import foreseen_kept
+from bitconvert.training.parts import Parts
 from bitconvert.training.rehearsal import Account, account, phases, timing
 from bitconvert.training.student import is_trained_on, require_trainable, settle
 from bitconvert.training.teacher import has_teacher
@@ -26,9 +29,12 @@ from bitconvert.training.teacher import has_teacher
 _PROGRAM, _ALLOCATOR = "program", "allocator"
 _INITIALISATION = "initialisation"
 _UPDATES, _EVALUATIONS, _CHECKPOINTS = "optimizer", "evaluations", "checkpoints"
+_COMMUNICATION = "communication that computing does not hide"
 
 _TOUCHED_LATER = 60 * 2**20  # pages of libraries, tokenizer and text that a process touches once it trains
 _NOT_RETURNED = 0.08  # of the tensors' memory: freed pieces that an allocator holds, and kernels' scratch (measured)
+
+_LEAST_BYTES_A_WEIGHT = 8  # of any recipe: latents and gradients in float32
 
 _BYTES_SAVED_PER_SECOND = 1e9  # assumed beside a GPU
 
@@ -49,12 +55,18 @@ _SAVINGS = (
 )
 """What is tried where a training does not fit, what costs least first."""
 
+_SAVINGS_SPLIT = tuple(
+    savings for savings in _SAVINGS if not any(each.startswith(("distill.", "optimizer.")) for each in savings)
+)
+"""The same where GPUs split the model: the rest needs it whole (``training.sharding``)."""
+
 
 def plan_warmup(
-    model: str,
+    checkpoint: Checkpoint,
     recipe: Recipe,
-    gpus: Sequence[Gpu] = (),
+    clusters: Sequence[Cluster] = (),
     *,
+    price: float | None = None,
     reporter: Reporter,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmupPlan:
@@ -64,39 +76,46 @@ def plan_warmup(
     few layers, that of other GPUs estimated from the counted work.
 
     Args:
-        model: hub id, Hugging Face directory or GGUF file.
+        checkpoint: the original; of it, a config is enough.
         recipe: resolved options.
-        gpus: other devices to foresee it for (``gpu_of`` knows them by name).
+        clusters: other devices to foresee it for (``cluster_of`` knows them by name).
+        price: of a GPU for an hour.
         reporter: receives the stages.
         clock: seconds by which this machine is measured.
 
     Raises:
-        BitconvertError: the model cannot be opened, or is not one to train.
+        BitconvertError: the model is not one to train.
     """
-    checkpoint = open_checkpoint(model)
     recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     forecaster = _Forecaster(checkpoint, recipe, reporter)
-    forecasts = [forecaster.here(clock), *map(forecaster.on, gpus)]
+    forecasts = [forecaster.here(clock), *(forecaster.on(cluster, price) for cluster in clusters)]
 
     skeleton, options = checkpoint.skeleton(), recipe.training
     names = checkpoint.ternary_modules(name for name, _ in skeleton.named_modules())
     return WarmupPlan(
-        model=model,
+        model=checkpoint.name,
         architecture=checkpoint.family.model_type,
-        parameters=_count(skeleton),
+        parameters=checkpoint.parameters,
         ternary_parameters=sum(skeleton.get_parameter(f"{name}.weight").numel() for name in names),
         ternary_modules=len(names),
         steps=options.steps,
         steps_by_phase={phase.name: phase.steps for phase in phases(recipe)},
-        tokens=options.steps * options.batch_size * options.context,
+        tokens=forecaster.tokens,
         accumulation=options.accumulation,
-        disk_bytes=(options.keep_checkpoints + 1) * forecaster.checkpoint_bytes + 4 * _count(skeleton),
+        disk_bytes=forecaster.disk_bytes,
+        free_disk_bytes=None,
+        files=[],
         forecasts=forecasts,
         notes=list(_notes(recipe, forecasts)),
         recipe=recipe.model_dump(mode="json"),
     )
+
+
+def disk_of_training(checkpoint: Checkpoint, recipe: Recipe, reporter: Reporter) -> int:
+    """Bytes on disk that a training has at a time, its result included; see ``plan_warmup``."""
+    return _Forecaster(checkpoint, recipe, reporter).disk_bytes
 
 
 class _Forecaster:
@@ -114,6 +133,12 @@ class _Forecaster:
         """Size of a checkpoint."""
         return self._account(None).checkpoint_bytes
 
+    @property
+    def disk_bytes(self) -> int:
+        """Of the checkpoints that exist at once, one of them being written, and of the result in float32."""
+        checkpoints = self._recipe.training.keep_checkpoints + 1
+        return checkpoints * self.checkpoint_bytes + 4 * self._checkpoint.parameters
+
     def here(self, clock: Callable[[], float]) -> Forecast:
         """On this machine; on its GPU if there is one."""
         memory, capacity = self._memory(None, self._program), _free_bytes()
@@ -127,23 +152,32 @@ class _Forecaster:
             remedies={} if fits else self._remedies(None, self._program, capacity),
         )
 
-    def on(self, gpu: Gpu) -> Forecast:
-        """On a GPU that is not here."""
+    def on(self, cluster: Cluster, price: float | None = None) -> Forecast:
+        """On GPUs that are not here; several split the model, so that each holds its part of it."""
         bf16 = self._recipe.training.precision != "float32"
-        memory, capacity = self._memory(bf16, CONTEXT_BYTES), gpu.memory * 2**30
+        memory, capacity = self._memory(bf16, CONTEXT_BYTES, gpus=cluster.count), cluster.gpu.memory * 2**30
         fits = sum(memory.values()) <= capacity
+        seconds = self._estimated(cluster, self._account(bf16))
+        training = sum(seconds[kind] for kind in (*self._phase_names, _UPDATES, _COMMUNICATION) if kind in seconds)
         return Forecast(
-            device=gpu.name,
+            device=cluster.name,
             memory=memory,
             capacity_bytes=capacity,
-            seconds=self._estimated(gpu, self._account(bf16)),
+            seconds=seconds,
             measured=False,
-            remedies={} if fits else self._remedies(bf16, CONTEXT_BYTES, capacity),
+            kernels=cluster.gpu.kernels.device if cluster.gpu.kernels else None,
+            remedies={} if fits else self._remedies(bf16, CONTEXT_BYTES, capacity, cluster.count),
+            gpus=cluster.count,
+            tokens_per_second=self.tokens / training,
+            cost=None if price is None else price * cluster.count * sum(seconds.values()) / 3600,
         )
 
-    def _memory(self, bf16: bool | None, program: int, overrides: tuple[str, ...] = ()) -> dict[str, int]:
-        tensors = self._account(bf16, overrides).peak
-        return {_PROGRAM: program, **tensors, _ALLOCATOR: round(_NOT_RETURNED * sum(tensors.values()))}
+    def _memory(
+        self, bf16: bool | None, program: int, overrides: tuple[str, ...] = (), gpus: int = 1
+    ) -> dict[str, int]:
+        counted = self._account(bf16, overrides)
+        tensors = counted.peak if gpus == 1 else self._parts.memory(counted, gpus)
+        return _needed(tensors, program)
 
     def _account(self, bf16: bool | None, overrides: tuple[str, ...] = ()) -> Account:
         if (bf16, overrides) not in self._accounts:
@@ -151,14 +185,35 @@ class _Forecaster:
             self._accounts[bf16, overrides] = account(self._checkpoint, _changed(self._recipe, overrides), bf16)
         return self._accounts[bf16, overrides]
 
-    def _remedies(self, bf16: bool | None, program: int, capacity: int) -> dict[str, int]:
+    def _remedies(self, bf16: bool | None, program: int, capacity: int, gpus: int = 1) -> dict[str, int]:
         """Changes to the recipe with which it would fit, each with the memory that it takes then."""
+        if _LEAST_BYTES_A_WEIGHT * self._checkpoint.parameters > capacity * gpus:
+            return {}
         needed = {
-            " ".join(overrides): sum(self._memory(bf16, program, overrides).values())
-            for overrides in _SAVINGS
+            " ".join(overrides): sum(self._memory(bf16, program, overrides, gpus).values())
+            for overrides in (_SAVINGS if gpus == 1 else _SAVINGS_SPLIT)
             if _changes(self._recipe, overrides) and _at_hand(overrides)
         }
+        if gpus == 1:
+            needed |= self._nearest_recipe(bf16, program, capacity)
         return {change: nbytes for change, nbytes in needed.items() if nbytes <= capacity}
+
+    def _nearest_recipe(self, bf16: bool | None, program: int, capacity: int) -> dict[str, int]:
+        """Of the shipped recipes that would fit, the one whose number of tokens is nearest."""
+
+        def distance(recipe: Recipe) -> float:
+            return abs(math.log(recipe.training.tokens / self._recipe.training.tokens))
+
+        shipped = {name: load_recipe(name) for name in shipped_recipes()}
+        for name in sorted(shipped, key=lambda name: distance(shipped[name])):
+            with suppress(BitconvertError):  # it does not go with this model
+                recipe = settle(shipped[name], self._checkpoint)
+                require_trainable(self._checkpoint, recipe)
+                self._reporter.stage(f"counting memory with --recipe {name}")
+                needed = _needed(account(self._checkpoint, recipe, bf16).peak, program)
+                if sum(needed.values()) <= capacity:
+                    return {f"--recipe {name}": sum(needed.values())}
+        return {}
 
     def _measured(self, clock: Callable[[], float]) -> dict[str, float]:
         self._reporter.stage("timing a few layers")
@@ -174,18 +229,58 @@ class _Forecaster:
             _CHECKPOINTS: self._saves * self.checkpoint_bytes * times.saved_byte,
         }
 
-    def _estimated(self, gpu: Gpu, counted: Account) -> dict[str, float]:
-        steps, accumulation = self._recipe.training.steps, self._recipe.training.accumulation
-        return {
-            **self._initialisation(lambda: self._fitted_as_steps * gpu.seconds(counted.micro_step[self._last_phase])),
-            **{
-                phase.name: phase.steps * accumulation * gpu.seconds(counted.micro_step[phase.name])
-                for phase in phases(self._recipe)
-            },
-            _UPDATES: steps * gpu.seconds(counted.update),
-            _EVALUATIONS: self._evaluations * self._held_out_batches * gpu.seconds(counted.evaluation),
+    def _estimated(self, cluster: Cluster, counted: Account) -> dict[str, float]:
+        gpu, steps = cluster.gpu, self._recipe.training.steps
+        micro_batches = self._micro_batches_on(cluster)
+        computing = {phase.name: gpu.seconds(counted.micro_step[phase.name]) for phase in phases(self._recipe)}
+        evaluation = gpu.seconds(counted.evaluation)
+
+        def fitting() -> float:
+            return self._fitted_as_steps * computing[self._last_phase]
+
+        seconds = {
+            **({} if cluster.count > 1 else self._initialisation(fitting)),
+            **{phase.name: phase.steps * micro_batches * computing[phase.name] for phase in phases(self._recipe)},
+            _UPDATES: steps * gpu.seconds(counted.update) / cluster.count,
+            _EVALUATIONS: self._evaluations * -(-self._held_out_batches // cluster.count) * evaluation,
             _CHECKPOINTS: self._saves * counted.checkpoint_bytes / _BYTES_SAVED_PER_SECOND,
         }
+        if cluster.count == 1:
+            return seconds
+        gathering = cluster.gathering_seconds(self._parts.traffic)
+        exposed = {phase.name: max(0.0, gathering - computing[phase.name]) for phase in phases(self._recipe)}
+        hidden_by_nothing = sum(phase.steps * micro_batches * exposed[phase.name] for phase in phases(self._recipe))
+        return {**seconds, _COMMUNICATION: hidden_by_nothing}
+
+    def _micro_batches_on(self, cluster: Cluster) -> int:
+        """Of an optimizer step, on each GPU.
+
+        Raises:
+            UsageError: the step's batch does not divide by the GPUs.
+        """
+        options = self._recipe.training
+        at_once = cluster.count * options.micro_batch_size
+        if options.batch_size % at_once:
+            raise UsageError(
+                f"--gpu {cluster.name}: training.batch_size {options.batch_size} does not divide by {at_once}: "
+                f"{cluster.count} GPUs with {options.micro_batch_size} windows each",
+                f"--set training.batch_size={-(-options.batch_size // at_once) * at_once}, or fewer GPUs",
+            )
+        return options.batch_size // at_once
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts.of(self._checkpoint, self._recipe)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens, after rounding to whole steps."""
+        options = self._recipe.training
+        return options.steps * options.batch_size * options.context
+
+    @property
+    def _phase_names(self) -> list[str]:
+        return [phase.name for phase in phases(self._recipe)]
 
     def _initialisation(self, seconds: Callable[[], float]) -> dict[str, float]:
         return {_INITIALISATION: seconds()} if self._recipe.initialises else {}
@@ -216,6 +311,11 @@ class _Forecaster:
         return -(-windows // self._recipe.training.micro_batch_size)
 
 
+def _needed(tensors: dict[str, int], program: int) -> dict[str, int]:
+    """What a process needs of a device's memory, of the tensors in it."""
+    return {_PROGRAM: program, **tensors, _ALLOCATOR: round(_NOT_RETURNED * sum(tensors.values()))}
+
+
 def _times(every: int, recipe: Recipe) -> int:
     """How often something is done that is done every so many steps, and after the last."""
     return -(-recipe.training.steps // every)
@@ -238,12 +338,16 @@ def _at_hand(overrides: Sequence[str]) -> bool:
     return "optimizer.name=adamw8bit" not in overrides or importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
-    if any(not forecast.measured for forecast in forecasts):
+    if any(forecast.gpus > 1 for forecast in forecasts):
+        yield (
+            "Several GPUs split the model (FSDP2): layers are gathered in float32 while others compute, at 75 % of "
+            "what data sheets say of links and network adapters; what takes longer counts. Memory is somewhat "
+            "overestimated: each kind at its own peak. One process writes the checkpoints, at 1 GB/s."
+        )
+    for device, kernels in {forecast.device: forecast.kernels for forecast in forecasts if forecast.kernels}.items():
+        yield f"Times of {device} are estimates: counted work at the rates of kernels that were measured on {kernels}."
+    if any(not forecast.measured and not forecast.kernels for forecast in forecasts):
         yield (
             "Times of named GPUs are estimates that were never measured: counted work at 60 % of the data sheet's "
             "FLOP/s and 75 % of its memory bandwidth."

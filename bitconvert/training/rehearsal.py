@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.head import decoder_layers
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Silent
+from bitconvert.ternary import quantize
 from bitconvert.training.data import ShuffledWindows, Windows
 from bitconvert.training.initialisation import initialise, micro_batches
 from bitconvert.training.layers import FittedLayers
@@ -203,6 +204,13 @@ def _random_model(checkpoint: Checkpoint, layers: int | None) -> PreTrainedModel
 
 # ---- without memory or time ----------------------------------------------------------------------------------------
 
+_SLICES_COUNTED = 3, 5
+"""Decoder layers of the two models that are counted where there are more."""
+
+_WEIGHTS_COUNTED, _WEIGHTS_ON_GPU = 2**24, 2**62
+"""Of how many weights scales and codes are made at once: all on a GPU; on a CPU those that its cache holds, and here
+some more, since a step on fake tensors takes as long however large they are."""
+
 
 @dataclass(frozen=True)
 class Account:
@@ -210,6 +218,7 @@ class Account:
 
     Attributes:
         peak: bytes by kind when there were most of them.
+        highest: bytes of each kind when there were most of that kind.
         checkpoint_bytes: size of a checkpoint, weights and optimizer.
         micro_step: work of a micro-batch's forward and backward pass, by phase.
         update: work of the rest of an optimizer step.
@@ -217,26 +226,61 @@ class Account:
     """
 
     peak: dict[str, int]
+    highest: dict[str, int]
     checkpoint_bytes: int
     micro_step: dict[str, Counter[Work]]
     update: Counter[Work]
     evaluation: Counter[Work]
 
+    def extrapolated(self, fewer: Account, further: float) -> Account:
+        """On the line that leads from another account to this one, so many times their distance further.
+
+        Work that only the other knows counts less than nothing then: an optimizer goes over all weights in one
+        operation, of which the larger one takes the place of the smaller.
+        """
+
+        def line(to: Mapping[Any, Any], begin: Mapping[Any, Any]) -> dict[Any, Any]:
+            keys = dict.fromkeys((*to, *begin))
+            return {key: to.get(key, 0) + further * (to.get(key, 0) - begin.get(key, 0)) for key in keys}
+
+        def nbytes(to: Mapping[str, int], begin: Mapping[str, int]) -> dict[str, int]:
+            return {kind: round(value) for kind, value in line(to, begin).items()}
+
+        return Account(
+            peak=nbytes(self.peak, fewer.peak),
+            highest=nbytes(self.highest, fewer.highest),
+            checkpoint_bytes=round(self.checkpoint_bytes + further * (self.checkpoint_bytes - fewer.checkpoint_bytes)),
+            micro_step={name: Counter(line(self.micro_step[name], fewer.micro_step[name])) for name in self.micro_step},
+            update=Counter(line(self.update, fewer.update)),
+            evaluation=Counter(line(self.evaluation, fewer.evaluation)),
+        )
+
 
 def account(checkpoint: Checkpoint, recipe: Recipe, bf16: bool | None = None) -> Account:
     """Go through a step of each phase, and a measurement, on fake tensors.
 
-    A teacher that waits in CPU memory is left out of a GPU's, also its one layer that is there for a moment.
+    Layers cost the same, so those of a deep model are told from few. A teacher that waits in CPU memory is left out of
+    a GPU's, also its one layer that is there for a moment.
     """
+    layers = checkpoint.complete.num_hidden_layers
+    few, many = (min(layers, slice_) for slice_ in _SLICES_COUNTED)
+    counted = _counted(checkpoint, recipe, bf16, many)
+    if many == layers:
+        return counted
+    return counted.extrapolated(_counted(checkpoint, recipe, bf16, few), (layers - many) / (many - few))
+
+
+def _counted(checkpoint: Checkpoint, recipe: Recipe, bf16: bool | None, layers: int) -> Account:
     resident = load_recipe(None, ["distill.teacher_offload=false"], beneath=recipe)
     on_gpu = bf16 is not None or torch.cuda.is_available()
     with (
         tempfile.TemporaryDirectory() as directory,
         _fake_tensors(),
+        _replaced(quantize, "_WEIGHTS_AT_ONCE", _WEIGHTS_ON_GPU if on_gpu else _WEIGHTS_COUNTED),
         Ledger() as ledger,
         torch.compiler.set_stance("force_eager"),
     ):
-        rehearsal = Rehearsal(checkpoint, resident, Path(directory), bf16=bf16)
+        rehearsal = Rehearsal(checkpoint, resident, Path(directory), layers, bf16)
         return _account(rehearsal, recipe, ledger, offloaded=recipe.distill.teacher_offload and on_gpu)
 
 
@@ -245,7 +289,7 @@ def _account(rehearsal: Rehearsal, recipe: Recipe, ledger: Ledger, *, offloaded:
         done, ledger.work = ledger.work, Counter()
         return done
 
-    student, original = rehearsal.student, rehearsal.original
+    student, original, ready = rehearsal.student, rehearsal.original, ledger.entries
     work()
     rehearsal.evaluate()
     evaluation = work()
@@ -269,8 +313,10 @@ def _account(rehearsal: Rehearsal, recipe: Recipe, ledger: Ledger, *, offloaded:
         ledger.book(OPTIMIZER, rehearsal.states())
     trained = sum(each.numel() * each.itemsize for each in student.parameters() if each.requires_grad)
     nbytes = trained + ledger.nbytes(OPTIMIZER)
-    peak = ledger.peak()
-    return Account({kind: peak[kind] for kind in KINDS if kind in peak}, nbytes, micro_step, update, evaluation)
+    peak, highest = (
+        {kind: found[kind] for kind in KINDS if kind in found} for found in (ledger.peak(), ledger.highest(since=ready))
+    )
+    return Account(peak, highest, nbytes, micro_step, update, evaluation)
 
 
 @contextmanager
@@ -288,7 +334,7 @@ def _fake_tensors() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: type, name: str, method: Callable[..., object]) -> Iterator[None]:
+def _replaced(owner: object, name: str, method: object) -> Iterator[None]:
     original = getattr(owner, name)
     setattr(owner, name, method)
     try:

@@ -73,9 +73,14 @@ def unfinished_run(output: Path, kind: type[OptionsT]) -> tuple[str, OptionsT]:
     """
     run_directory = partial_directory(output)
     _require_unfinished(run_directory, output)
-    if not (run_directory / _RUN).exists():
+    if not has_unfinished_run(output):
         raise UsageError(f"{run_directory}: no unfinished run to resume", "start one without --resume")
     return _begun(run_directory).model, read_options(kind, run_directory / RECIPE)
+
+
+def has_unfinished_run(output: Path) -> bool:
+    """Whether there is a run behind ``output`` that ``resume`` goes on with."""
+    return (partial_directory(output) / _RUN).exists()
 
 
 def begin_or_resume(

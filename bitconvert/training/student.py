@@ -38,8 +38,7 @@ def is_trained_on(checkpoint: Checkpoint) -> bool:
 
 def settle(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     """What a recipe says of a model, with each ``auto`` decided."""
-    parameters = sum(parameter.numel() for parameter in checkpoint.skeleton().parameters())
-    return recipe.settled(parameters, is_ternary=is_trained_on(checkpoint), is_sharded=is_sharded(recipe))
+    return recipe.settled(checkpoint.parameters, is_ternary=is_trained_on(checkpoint), is_sharded=is_sharded(recipe))
 
 
 def _require_groups(checkpoint: Checkpoint, size: int) -> None:

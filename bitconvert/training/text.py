@@ -38,12 +38,20 @@ def training_text(
     if recipe.data.streaming:
         corpus, held_out = _corpus(tokenizer, recipe, reporter)
         return corpus, stack.enter_context(streamed_windows(corpus, tokenizer, recipe, run_directory)), held_out
-    tokens = _training_tokens(original, tokenizer, recipe, reporter)
-    measured = tokenize(recipe.data.held_out, tokenizer, reporter) if recipe.data.held_out else tokens
+    tokens, measured = _tokens(original, tokenizer, recipe, reporter)
     require_same_texts(run_directory, [tokens.key, measured.key])
     windows, held_out = _split(tokens, measured, recipe)
     count = recipe.training.steps * recipe.training.batch_size
     return tokens, ShuffledWindows(windows, count, recipe.training.seed), held_out
+
+
+def held_out_windows(
+    original: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> Windows:
+    """Those to measure on alone; the original is needed only where its own text is trained on."""
+    if recipe.data.streaming:
+        return _corpus(tokenizer, recipe, reporter)[1]
+    return _split(*_tokens(original, tokenizer, recipe, reporter), recipe)[1]
 
 
 def _corpus(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter) -> tuple[Corpus, Windows]:
@@ -55,6 +63,14 @@ def _corpus(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Report
     if not options.held_out:
         return hold_out(corpus, tokenizer, options.held_out_tokens, context)
     return corpus, first_windows(tokenize(options.held_out, tokenizer, reporter), options.held_out_tokens, context)
+
+
+def _tokens(
+    original: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, reporter: Reporter
+) -> tuple[Tokens, Tokens]:
+    """Of the text to train on, and of that to measure on, which may be the same."""
+    tokens = _training_tokens(original, tokenizer, recipe, reporter)
+    return tokens, tokenize(recipe.data.held_out, tokenizer, reporter) if recipe.data.held_out else tokens
 
 
 def _training_tokens(

@@ -7,9 +7,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -76,6 +78,7 @@ from bitconvert.training.trainer import (
 )
 
 PAGE = "report.html"
+REPORT = "warmup.json"
 _KEPT = "kept.json"
 _ORIGINAL = "original"
 _ORIGIN = "origin.json"
@@ -205,6 +208,20 @@ def _origin(checkpoint: Checkpoint, run_directory: Path) -> Origin:
             f"restore it, or remove {run_directory} and start again",
         )
     return begun
+
+
+def finished_run(output: Path) -> WarmupReport:
+    """What the run that made ``output`` reported.
+
+    Raises:
+        BitconvertError: its report is missing or damaged.
+    """
+    try:
+        return TypeAdapter(WarmupReport).validate_json((output / REPORT).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BitconvertError(
+            f"{output / REPORT}: missing or damaged", "remove the directory and start again"
+        ) from error
 
 
 def _student(
@@ -394,6 +411,7 @@ def _save(
         shutil.copyfile(run_directory / METRICS, directory / METRICS)
         plot_metrics(directory / METRICS, directory / PLOT)
         (directory / PAGE).write_text(render_page(run), encoding="utf-8")
+        (directory / REPORT).write_text(json.dumps(asdict(run.report), indent=2) + "\n", encoding="utf-8")
         if (run_directory / TRACKED).is_dir():
             shutil.copytree(run_directory / TRACKED, directory / TRACKED.name)
         write_manifest(directory)

@@ -28,10 +28,11 @@ def show_pack(report: PackReport) -> None:
     if report.companions:
         show_text(f"beside them: {', '.join(report.companions)}")
     if report.refusals:
-        _show_refusals(report.refusals)
+        show_refusals(report.refusals)
 
 
-def _show_refusals(refusals: dict[str, str]) -> None:
+def show_refusals(refusals: dict[str, str]) -> None:
+    """The formats that were left out, and why."""
     table = new_table("not written", "why", left=2)
     for name, reason in refusals.items():
         table.add_row(name, reason)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _STEPS = ["training.tokens=256", "training.context=32", "data.held_out_tokens=64"]
-SMALL = {"plan": _STEPS, "warmup": _STEPS, "adapt": ["training.context=32", "training.batch_size=2"]}
+SMALL = {"plan": _STEPS, "convert": _STEPS, "warmup": _STEPS, "adapt": ["training.context=32", "training.batch_size=2"]}
 
 
 def blocks(language: str) -> list[str]:
@@ -51,7 +51,7 @@ def test_its_commands_on_a_real_model_run_in_order(tmp_path: Path, story: Path) 
         assert done.returncode == 0, (words, done.stderr)
         ran.append(words[1])
     looks = ["generate", "inspect", "eval", "compare", "inspect", "inspect", "verify"]
-    assert ran == ["doctor", "plan", "warmup", "pack", "eval", *looks, "adapt", "eval"]
+    assert ran == ["doctor", "plan", "convert", "warmup", "pack", "eval", *looks, "adapt", "eval"]
 
 
 def test_its_python_runs(tmp_path: Path) -> None:

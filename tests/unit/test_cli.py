@@ -17,6 +17,7 @@ from bitconvert.cli import main as cli
 from bitconvert.training.run_directory import partial_directory
 
 COMMANDS = (
+    "convert",
     "warmup",
     "plan",
     "pack",
@@ -183,12 +184,43 @@ def test_a_plan_is_told_and_writes_nothing(bitconvert, smollm: Path, tmp_path: P
         "never measured",
     ):
         assert words in outcome.out
-    assert "warning: safetensors cannot hold what this run makes" in outcome.err
+    assert "cannot be: transformers' BitLinear has one scale per tensor" in outcome.out
     document = json.loads(bitconvert(*arguments, "--json").out)
     assert document["recipe"]["lam"]["reach_one_at"] == 0.25
     assert [forecast["measured"] for forecast in document["forecasts"]] == [True, False]
     assert document["forecasts"][0]["total_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_is_a_plan(bitconvert, smollm: Path, tmp_path: Path) -> None:
+    common = ("--model", smollm, "--output", tmp_path / "o", "--json", *SETS)
+    told = json.loads(bitconvert("warmup", "--dry-run", *common).out)
+    plan = json.loads(bitconvert("plan", *common).out)
+    assert told["files"] == plan["files"]
+    assert (told["disk_bytes"], told["recipe"]) == (plan["disk_bytes"], plan["recipe"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_goes_on_by_its_output_alone(
+    bitconvert, smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitconvert.conversion import convert as conversion
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "tiny"
+    options = ("--data", story, "--format", "tq2_0", *SETS, "--set", "init.method=none")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "pack", interrupted)
+        stopped = bitconvert("convert", "--model", smollm, "--output", output, *options)
+    assert stopped.code == 130
+    assert "hint: continue with: bitconvert convert --resume --output" in stopped.err
+    outcome = bitconvert("convert", "--resume", "--output", output)
+    assert outcome.code == 0, outcome.err
+    assert "tiny-TQ2_0.gguf" in outcome.out
+    assert "agreement" in outcome.out
+    assert f"saved {output}" in outcome.out
 
 
 def test_resume_needs_only_the_output(bitconvert, smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -271,6 +303,8 @@ def test_what_is_wrong_with_arguments_is_told_without_torch(story: Path) -> None
         "--model is missing": ["warmup"],
         f"{nowhere}: no such": ["warmup", "--model", nowhere],
         "error: recipe: nein: unknown key": ["plan", "--model", "x", "--set", "nein.x=1"],
+        "--private is for --push-to-hub": ["convert", "--model", "owner/x", "--private"],
+        f"error: {nowhere}: no such file or directory\nhint: give": ["convert", "--model", nowhere],
         "--gpu abacus: not in the table": ["plan", "--model", "owner/x", "--gpu", "abacus"],
         f"{nowhere}: no such file or directory": ["plan", "--model", nowhere],
         f"error: {nowhere}: no": ["pack", nowhere, "--format", "tq2_0"],
@@ -422,6 +456,11 @@ def test_files_of_a_hub_model_do_not_go_into_the_hubs_cache(
         (["warmup", "--model", "x", "--recipe", "none"], "none: no such recipe"),
         (["warmup", "--model", "x", "--set", "a.b=1", "--set", "optimizer.lr=no"], "optimizer.lr: .*a: unknown key"),
         (["warmup", "--resume"], "--output is missing"),
+        (["convert"], "--model is missing"),
+        (["convert", "--resume"], "--output is missing"),
+        (["convert", "--resume", "--output", "nothing-here"], "no unfinished conversion to resume"),
+        (["convert", "--model", "owner/x", "--push-to-hub", "x"], "--push-to-hub x: not of the form owner/model"),
+        (["plan", "--model", "x", "--gpu", "9xh100"], "9 GPUs do not fill machines of 8"),
         (["warmup", "--resume", "--output", "nothing-here"], "no unfinished run to resume"),
         (["eval", "x"], "nothing to measure"),
         (["eval", "x", "--ppl"], "--ppl needs a text"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections import Counter
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,22 @@ import pytest
 import torch
 from torch.profiler import profile
 
+from benchmarks import kernels
 from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.reporter import Silent
 from bitconvert.training import plan as planning
-from bitconvert.training import trainer
+from bitconvert.training import rehearsal, trainer
 from bitconvert.training.distill import DistillationLoss, distillation_loss
-from bitconvert.training.gpus import GPUS, gpu_of
+from bitconvert.training.gpus import GPUS, Cluster, Kernels, cluster_of, read_kernels, with_kernels
 from bitconvert.training.layers import Layer
 from bitconvert.training.ledger import Ledger, Work
+from bitconvert.training.parts import Parts
 from bitconvert.training.plan import plan_warmup
 from bitconvert.training.rehearsal import Rehearsal, account, phases
 from bitconvert.training.warmup import warmup
+from tests.models import write_model
 from tests.recipes import FROM_THE_ORIGINAL
 
 SMALL = (
@@ -164,7 +169,7 @@ def test_a_ledger_counts_products_of_our_own_operators() -> None:
 
 
 def test_a_plan_counts_what_becomes_ternary(smollm: Path) -> None:
-    plan = plan_warmup(str(smollm), small(), [GPUS["h100"]], reporter=Silent())
+    plan = plan_warmup(open_checkpoint(str(smollm)), small(), [Cluster(GPUS["h100"])], reporter=Silent())
     skeleton = open_checkpoint(str(smollm)).skeleton()
     parameters = dict(skeleton.named_parameters())
     assert plan.parameters == sum(tensor.numel() for tensor in parameters.values())
@@ -190,7 +195,9 @@ def test_the_time_of_a_fit_is_that_of_all_its_text_and_epochs(
     calls, call = Counter[str](), Layer.__call__
     monkeypatch.setattr(Layer, "__call__", lambda layer, hidden: (calls.update(["layer"]), call(layer, hidden))[1])
     recipe = small("init.method=blockwise", "init.tokens=768", "init.epochs=3", f"data.sources=[{story}]")
-    plan = plan_warmup(str(smollm), recipe, [GPUS["h100"]], reporter=Silent(), clock=lambda: calls["layer"])
+    plan = plan_warmup(
+        open_checkpoint(str(smollm)), recipe, [Cluster(GPUS["h100"])], reporter=Silent(), clock=lambda: calls["layer"]
+    )
     calls.clear()
     warmup(str(smollm), tmp_path / "out", recipe, reporter=Silent())
     here, there = plan.forecasts
@@ -206,11 +213,11 @@ def test_what_does_not_fit_is_not_timed_but_told_how_it_would(smollm: Path, monk
     monkeypatch.setattr(planning, "_resident_bytes", lambda: 0)
     monkeypatch.setattr(planning, "_free_bytes", lambda: needed * 3 // 4)
     monkeypatch.setattr(planning, "_SAVINGS", (("training.micro_batch_size=1",), ("distill.cache=true",)))
-    (here,) = plan_warmup(str(smollm), recipe, reporter=Silent()).forecasts
+    (here,) = plan_warmup(open_checkpoint(str(smollm)), recipe, reporter=Silent()).forecasts
     assert not here.fits
     assert here.seconds == {}
     assert here.total_seconds is None
-    assert list(here.remedies) == ["training.micro_batch_size=1"]  # it is the activations that are too many
+    assert next(iter(here.remedies)) == "training.micro_batch_size=1"  # it is the activations that are too many
     assert here.remedies["training.micro_batch_size=1"] <= here.capacity_bytes
 
 
@@ -239,8 +246,127 @@ def test_a_gpu_takes_as_long_as_its_slower_half() -> None:
     assert gpu.seconds(Counter([integers])) == pytest.approx(gpu.seconds(Counter([products])) / 2, rel=0.01)
 
 
-def test_gpus_are_known_by_name() -> None:
-    assert gpu_of("RTX 4090").memory == 24
+def test_gpus_are_known_by_name_and_number() -> None:
+    assert cluster_of("RTX 4090") == Cluster(GPUS["rtx-4090"])
+    assert cluster_of("64xH100") == Cluster(GPUS["h100"], 64)
+    assert cluster_of("8 x rtx 4090") == Cluster(GPUS["rtx-4090"], 8)
+    assert (cluster_of("64xh100").name, cluster_of("1xh100").name) == ("64xh100", "h100")
     with pytest.raises(UsageError, match="--gpu abacus: not in the table") as caught:
-        gpu_of("abacus")
+        cluster_of("abacus")
     assert "a100-80" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("0xh100", "0 GPUs do not fill machines of 8"),
+        ("12xh100", "12 GPUs do not fill machines of 8"),
+        ("16xrtx-4090", "no network between machines of this GPU is known"),
+        ("8xabacus", "--gpu 8xabacus: not in the table"),
+    ],
+)
+def test_gpus_that_cannot_be_so_many_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        cluster_of(name)
+
+
+# ---- several GPUs ----
+
+
+def test_bytes_go_through_the_narrowest_link() -> None:
+    machine, many = Cluster(GPUS["h100"], 8), Cluster(GPUS["h100"], 64)
+    assert machine.gathering_seconds(8e9) == pytest.approx(7e9 / (0.75 * 450e9))
+    assert many.gathering_seconds(64e9) == pytest.approx(63e9 / (0.75 * 8 * 50e9))  # eight adapters a machine
+    assert Cluster(GPUS["h100"]).gathering_seconds(1e9) == 0
+
+
+def test_gpus_that_split_a_model_hold_parts_of_it_and_what_is_gathered(smollm: Path) -> None:
+    checkpoint, recipe = open_checkpoint(str(smollm)), small("training.batch_size=16", "training.precision=bf16")
+    parts, counted = Parts.of(checkpoint, recipe), account(checkpoint, recipe, bf16=True)
+    skeleton = checkpoint.skeleton()
+    layer = sum(weight.numel() for name, weight in skeleton.named_parameters() if ".layers.0." in name)
+    rest = sum(weight.numel() for name, weight in skeleton.named_parameters() if ".layers." not in name)
+    assert parts == Parts(layer, 2 * layer, rest, teacher_bytes=2)
+
+    of_two, of_eight = parts.memory(counted, 2), parts.memory(counted, 8)
+    for kind in ("weights", "gradients", "optimizer"):
+        assert of_two[kind] == -(-counted.highest[kind] // 2)
+        assert of_eight[kind] == -(-counted.highest[kind] // 8)
+    assert of_eight["teacher"] == 2 * (2 * layer // 8 + rest)
+    assert of_eight["gathered"] == 4 * (rest + 3 * layer) + 2 * 2 * layer
+    assert of_eight["activations"] == counted.highest["activations"]
+    assert parts.traffic == 4 * (2 * 2 * layer + rest) + 4 * (2 * layer + rest) + 2 * 2 * layer
+    assert Parts.of(checkpoint, small("distill.kl=0")).teacher_bytes == 0
+    assert Parts.of(checkpoint, small("distill.cache=true")).teacher_bytes == 0
+
+
+def test_more_gpus_are_faster_and_cost_what_their_hours_do(smollm: Path) -> None:
+    recipe = small("training.batch_size=16", "training.micro_batch_size=1", "training.tokens=8192")
+    clusters = [Cluster(GPUS["h100"], count) for count in (1, 8, 16)]
+    _, one, eight, sixteen = plan_warmup(
+        open_checkpoint(str(smollm)), recipe, clusters, price=2.0, reporter=Silent()
+    ).forecasts
+    assert [forecast.gpus for forecast in (one, eight, sixteen)] == [1, 8, 16]
+    phases_ = [name for name in one.seconds if name.startswith("training")]
+    assert sum(one.seconds[name] for name in phases_) == pytest.approx(8 * sum(eight.seconds[name] for name in phases_))
+    for forecast in (one, eight, sixteen):
+        assert forecast.cost == pytest.approx(2.0 * forecast.gpus * sum(forecast.seconds.values()) / 3600)
+    communication = "communication that computing does not hide"
+    assert communication not in one.seconds
+    training = [*phases_, "optimizer", communication]
+    assert eight.tokens_per_second == pytest.approx(8192 / sum(eight.seconds[name] for name in training))
+
+
+def test_a_batch_that_gpus_cannot_share_is_refused(smollm: Path) -> None:
+    with pytest.raises(UsageError, match="--gpu 8xh100: training.batch_size 4 does not divide by 16") as refused:
+        plan_warmup(open_checkpoint(str(smollm)), small(), [Cluster(GPUS["h100"], 8)], reporter=Silent())
+    assert refused.value.hint.startswith("--set training.batch_size=16")
+
+
+def test_a_deep_model_is_told_from_few_of_its_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(str(write_model(tmp_path / "deep", "smollm2", num_hidden_layers=9)))
+    few = account(checkpoint, small(), bf16=True)
+    monkeypatch.setattr(rehearsal, "_SLICES_COUNTED", (9, 9))
+    whole = account(checkpoint, small(), bf16=True)
+    assert few.checkpoint_bytes == pytest.approx(whole.checkpoint_bytes, rel=1e-3)
+    assert few.peak == pytest.approx(whole.peak, rel=0.02)
+    assert few.highest == pytest.approx(whole.highest, rel=0.02)
+    h100 = GPUS["h100"]
+    for phase, work in whole.micro_step.items():
+        assert h100.seconds(few.micro_step[phase]) == pytest.approx(h100.seconds(work), rel=0.02)
+    assert h100.seconds(few.update) == pytest.approx(h100.seconds(whole.update), rel=0.02)
+
+
+# ---- measured kernels ----
+
+
+def test_measured_kernels_take_the_place_of_the_data_sheet(smollm: Path, tmp_path: Path) -> None:
+    file = tmp_path / "h100.json"
+    file.write_text(json.dumps(asdict(kernels.measured("h100", tokens=64, hidden=64))))
+    rates = read_kernels(file)
+    assert (rates.gpu, rates.device) == ("h100", "a CPU")
+    clusters = with_kernels([Cluster(GPUS["h100"], 8), Cluster(GPUS["a100-80"])], rates)
+    products, integers = (Work(10**15, 0, dtype) for dtype in (torch.bfloat16, torch.int8))
+    assert clusters[0].gpu.seconds(Counter([products])) == pytest.approx(1e15 / (rates.bf16 * 1e12))
+    assert clusters[0].gpu.seconds(Counter([integers])) == pytest.approx(1e15 / (rates.int8 * 1e12))
+    assert clusters[0].gpu.seconds(Counter([Work(0, 10**12, torch.float32)])) == pytest.approx(1e3 / rates.bandwidth)
+    assert clusters[1] == Cluster(GPUS["a100-80"])
+    plan = plan_warmup(open_checkpoint(str(smollm)), small("training.batch_size=16"), clusters, reporter=Silent())
+    assert [forecast.kernels for forecast in plan.forecasts] == [None, "a CPU", None]
+    assert any(note.startswith("Times of 8xh100") and "measured on a CPU" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}", '{"gpu": "h100"}'])
+def test_a_measurement_that_is_none_is_told(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match="--measured .*kernels.json: ") as refused:
+        read_kernels(file)
+    assert "benchmarks.kernels" in refused.value.hint
+
+
+def test_a_measurement_of_another_gpu_is_told() -> None:
+    rates = Kernels("b200", "NVIDIA B200", 1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(UsageError, match="it was on b200, which no --gpu names"):
+        with_kernels([Cluster(GPUS["h100"])], rates)

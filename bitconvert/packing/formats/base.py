@@ -32,10 +32,12 @@ class Format(ABC):
         bits_per_weight: storage per weight, scales included.
         row_multiple: the row length (``in``) must be a multiple of this.
         runs_in: the runtimes that compute with it, in words.
+        reads_back: whether bitconvert itself opens what was packed so.
     """
 
     name: str
     runs_in: ClassVar[str]
+    reads_back: ClassVar[bool] = True
     container: ClassVar[Literal["gguf", "directory", "onnx"]]
     bits_per_weight: float
     row_multiple: int

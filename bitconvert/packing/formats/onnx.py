@@ -30,6 +30,7 @@ class Onnx(Format):
     bits_per_weight = BITS + 32 / _LARGEST_BLOCK
     row_multiple = 1
     runs_in = "ONNX Runtime, transformers.js"
+    reads_back = False
 
     def refusal(self, scaling: Scaling) -> str | None:
         """Blocks are powers of two from 16 on; a scale per tensor, row or group is repeated in each of its blocks."""

@@ -86,9 +86,16 @@ class GgufContainer:
         self._writer.write_ti_data_to_file()
         files = self._writer.fout or []
         self.files = [Path(file.name) for file in files]
+        self._header_bytes = [file.tell() for file in files]
         self._file_of = [file for file, held in zip(files, self._writer.tensors, strict=True) for _ in held]
         for factors in self._rope.values():
             self.write(factors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all files will have; known once they are begun."""
+        parts = (*self._header_bytes, *(nbytes for _, nbytes in self._announced))
+        return sum(GGUFWriter.ggml_pad(part, self._writer.data_alignment) for part in parts)
 
     def write(self, data: NDArray[Any]) -> None:
         """Write the data of the next tensor, or the next part of it.

@@ -1,0 +1,81 @@
+"""``bitconvert convert``: warmup, pack, eval and the model card in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitconvert.cli.arguments import Json, LoraRank, Overwrite, beside_name, print_json, resolve, resumed
+from bitconvert.errors import UsageError
+from bitconvert.models.location import locate
+
+
+def convert(
+    model: Annotated[
+        str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory to make; the files are called after it. Default: NAME-1.58 here.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="As pack takes it. Default: the recipe's. Repeatable.")
+    ] = None,
+    lora_rank: LoraRank = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished conversion behind --output.")
+    ] = False,
+    overwrite: Overwrite = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Upload the finished files to owner/model, with the token of `hf auth login`.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository private, if it is new.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a ternary model in one go: warmup, pack, eval, model card."""
+    options = (recipe, data, held_out, lora_rank, overrides, formats)
+    if private and push_to_hub is None:
+        raise UsageError("--private is for --push-to-hub", "name a repository, or leave it out")
+    if resume:
+        from bitconvert.conversion.convert import unfinished_conversion
+
+        output = output or _default_output(model)
+        model, resolved = resumed(unfinished_conversion(output), model, *options)
+    else:
+        resolved = resolve(*options)
+    if model is None:
+        raise UsageError("--model is missing", "give a hub id, a Hugging Face directory or a GGUF file")
+    locate(model)
+
+    from bitconvert.conversion.convert import convert as run
+    from bitconvert.models.hub import Repository
+    from bitconvert.ui.convert import show_convert
+    from bitconvert.ui.progress import progress
+
+    repository = Repository(push_to_hub, private=private) if push_to_hub is not None else None
+    with progress() as reporter:
+        report = run(
+            model,
+            output or _default_output(model),
+            resolved,
+            resume=resume,
+            overwrite=overwrite,
+            repository=repository,
+            reporter=reporter,
+        )
+    print_json(report) if as_json else show_convert(report)
+
+
+def _default_output(model: str | None) -> Path:
+    if model is None:
+        raise UsageError("--output is missing", "name the directory of the conversion")
+    return Path(f"{beside_name(model)}-1.58")
