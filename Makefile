@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 QUALITY := docs/results/quality
 NPM    := @qvac/llm-llamacpp@0.53.0 bare@latest @huggingface/transformers@4.3.1
 
-.PHONY: help demo test test-all check lint format bench quality-pages compatibility clean
+.PHONY: help demo test test-all check lint format bench quality-pages reference pictures compatibility clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ quality-pages: $(READY)  ## draw the tables and pictures of docs/results/quality
 		$(BIN)/python -m benchmarks.quality table --grid $$grid > $$page && \
 		$(BIN)/python -m benchmarks.quality plot --grid $$grid || exit 1; \
 	done
+
+reference: $(READY)  ## write docs/reference from the code
+	$(BIN)/python -m docs.generator reference
+
+pictures: $(READY)  ## draw the pictures of docs/explanation.md
+	$(BIN)/python -m docs.generator pictures
 
 compatibility: $(READY)  ## load every family in every format into every runtime; writes docs/compatibility.md
 	$(BIN)/pip install --quiet --constraint constraints.txt cyllama || echo "cyllama has no wheel for this Python: left out"

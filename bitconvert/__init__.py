@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitconvert.packing.pack import pack
     from bitconvert.packing.unpack import unpack
     from bitconvert.recipe import Packing, Recipe, Scaling, load_adaptation, load_recipe
-    from bitconvert.report.reporter import Silent
+    from bitconvert.report.reporter import Reporter, Silent
     from bitconvert.ternary.bitlinear import BitLinear
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
     from bitconvert.training.adapt import adapt
@@ -33,6 +33,7 @@ _HOMES = {
     "BitconvertError": "bitconvert.errors",
     "Packing": "bitconvert.recipe",
     "Recipe": "bitconvert.recipe",
+    "Reporter": "bitconvert.report.reporter",
     "Scaling": "bitconvert.recipe",
     "Silent": "bitconvert.report.reporter",
     "TernaryTensor": "bitconvert.ternary.quantize",
@@ -59,6 +60,7 @@ __all__ = [
     "BitconvertError",
     "Packing",
     "Recipe",
+    "Reporter",
     "Scaling",
     "Silent",
     "TernaryTensor",

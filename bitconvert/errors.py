@@ -1,10 +1,34 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and what a process exits with."""
 
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 
 _BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85\u2028\u2029]+")
+
+
+class ExitCode(IntEnum):
+    """What ``bitconvert`` exits with.
+
+    Attributes:
+        meaning: in words, for the reference.
+    """
+
+    meaning: str
+
+    DONE = 0, "done"
+    FAILED = 1, "failed for a reason you can mend: one `error:` line and one `hint:` line on stderr"
+    USAGE = 2, "wrong arguments, or a recipe that cannot be followed; told the same way"
+    INTERRUPTED = 130, "interrupted by Ctrl-C (SIGINT); what trains has saved, and its hint says how to go on"
+    TERMINATED = 143, "ended by SIGTERM; nothing half-written is left behind, and what trains has saved"
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """An int with its meaning."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
 
 
 class BitconvertError(Exception):
@@ -13,10 +37,10 @@ class BitconvertError(Exception):
     Args:
         message: What is wrong, naming the file, tensor or key.
         hint: What to do about it.
-        exit_code: 1 for a failure, 2 for wrong arguments or a wrong recipe.
+        exit_code: What the command line exits with.
     """
 
-    def __init__(self, message: str, hint: str, *, exit_code: int = 1) -> None:
+    def __init__(self, message: str, hint: str, *, exit_code: int = ExitCode.FAILED) -> None:
         self.message = one_line(message)
         super().__init__(self.message)
         self.hint = hint
@@ -24,10 +48,10 @@ class BitconvertError(Exception):
 
 
 class UsageError(BitconvertError):
-    """Arguments or a recipe that cannot be followed (exit code 2)."""
+    """Arguments or a recipe that cannot be followed."""
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message, hint, exit_code=2)
+        super().__init__(message, hint, exit_code=ExitCode.USAGE)
 
 
 def one_line(text: str) -> str:

@@ -472,6 +472,19 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in recipe_directory().glob("*.yaml"))
 
 
+def recipe_keys() -> list[str]:
+    """Every key that ``--set`` can change, dotted."""
+    sections = recipe_sections()
+    own = [name for name in Recipe.model_fields if name not in sections]
+    return own + [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+
+
+def recipe_sections() -> dict[str, type[BaseModel]]:
+    """The sections of a recipe, by key."""
+    kinds = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, _Section)}
+
+
 def recipe_directory() -> Path:
     """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
     installed = Path(__file__).parent / "recipes"

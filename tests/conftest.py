@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from tests.commands import Command, command
 from tests.models import write_model
 from tests.texts import STORY
 
@@ -43,3 +44,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "story.txt"
     path.write_text(STORY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def bitconvert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command line: ``bitconvert("pack", checkpoint, "--format", "tq2_0")``."""
+    return command(capsys, monkeypatch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitconvert.cli.completion import recipe_keys, recipe_names
 from bitconvert.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ Overwrite = Annotated[
 ]
 Model = Annotated[
     str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option(help="A shipped recipe's name, or a YAML file.", autocompletion=recipe_names)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.", autocompletion=recipe_keys),
 ]
 
 LoraRank = Annotated[

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, LoraRank, Overwrite, beside_name, print_json, resolve, resumed
+from bitconvert.cli.arguments import (
+    Json,
+    LoraRank,
+    Overrides,
+    Overwrite,
+    RecipeName,
+    beside_name,
+    print_json,
+    resolve,
+    resumed,
+)
+from bitconvert.cli.completion import format_names
 from bitconvert.errors import UsageError
 from bitconvert.models.location import locate
 
@@ -16,7 +27,7 @@ def convert(
     model: Annotated[
         str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    recipe: RecipeName = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
     ] = None,
@@ -25,12 +36,13 @@ def convert(
         Path | None, typer.Option(help="Directory to make; the files are called after it. Default: NAME-1.58 here.")
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="As pack takes it. Default: the recipe's. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--format", help="As pack takes it. Default: the recipe's. Repeatable.", autocompletion=format_names
+        ),
     ] = None,
     lora_rank: LoraRank = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished conversion behind --output.")
     ] = False,

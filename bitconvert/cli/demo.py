@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from bitconvert.cli.arguments import Json, Overwrite, print_json
+from bitconvert.cli.completion import recipe_keys
 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Directory to make.")] = Path("demo-output"),
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a key of recipes/demo.yaml.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of recipes/demo.yaml.", autocompletion=recipe_keys),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -27,19 +27,16 @@ from bitconvert.cli.recipes import recipes
 from bitconvert.cli.unpack import unpack
 from bitconvert.cli.verify import verify
 from bitconvert.cli.warmup import warmup
-from bitconvert.errors import BitconvertError, UsageError
+from bitconvert.errors import BitconvertError, ExitCode, UsageError
 from bitconvert.heap import is_out_of_memory
 from bitconvert.ranks import is_main
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help takes longer to import than all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_NO_COMMAND = 2
-_INTERRUPTED = 130
 _LESS_MEMORY = "end other programs, or ask for less: a shorter --context, one --format at a time"
 
 
@@ -61,7 +58,7 @@ def bitconvert(
     """Turn an existing LLaMA-style model into a 1.58-bit one: warmup, pack, eval."""
     if context.invoked_subcommand is None:
         print(context.get_help())
-        raise typer.Exit(_NO_COMMAND)
+        raise typer.Exit(ExitCode.USAGE)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -87,24 +84,24 @@ _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException, which typer 
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong arguments, 130 or 143 interrupted."""
+    """Run the command line and exit with one of ``ExitCode``."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _quiet_libraries()
         status = app(prog_name="bitconvert", standalone_mode=False)
-        if status == _INTERRUPTED:
+        if status == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt  # typer has caught it, and returned this instead
     except BitconvertError as error:
         _fail(error)
     except _ClickError as error:
         _fail(UsageError(_one_line(error.format_message()), "bitconvert --help, or bitconvert COMMAND --help"))
     except typer.Abort:
-        _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=_INTERRUPTED))
+        _fail(BitconvertError("interrupted", "nothing was saved by this command", exit_code=ExitCode.INTERRUPTED))
     except KeyboardInterrupt:
-        _fail(BitconvertError("interrupted", "nothing half-written is left behind", exit_code=_INTERRUPTED))
+        _fail(BitconvertError("interrupted", "nothing half-written is left behind", exit_code=ExitCode.INTERRUPTED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to complain of
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -120,7 +117,7 @@ def _terminate(number: int, _: FrameType | None) -> NoReturn:
 def _fail(error: BitconvertError) -> NoReturn:
     from bitconvert.ui.console import show_error
 
-    if is_main() or error.exit_code <= _NO_COMMAND:  # interrupted are all processes together
+    if is_main() or error.exit_code <= ExitCode.USAGE:  # interrupted are all processes together
         show_error(error)
     sys.exit(error.exit_code)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitconvert.cli.arguments import Json, Overwrite, beside, print_json
+from bitconvert.cli.completion import format_names
 from bitconvert.models.location import locate
+from bitconvert.packing.names import FORMAT_NAMES, GGUF_NAMES
 
 if TYPE_CHECKING:
     from bitconvert.models.checkpoint import Checkpoint
@@ -20,8 +22,8 @@ def pack(
         list[str],
         typer.Option(
             "--format",
-            help="tq1_0, tq2_0, q2_0, i2_s, q8_0, f16, bf16 (GGUF), safetensors, compressed-tensors, "
-            "onnx; all. Repeatable.",
+            help=f"{', '.join(GGUF_NAMES)} (GGUF), {', '.join(FORMAT_NAMES[len(GGUF_NAMES) :])}; all. Repeatable.",
+            autocompletion=format_names,
         ),
     ],
     output: Annotated[Path | None, typer.Option(help="Directory for the files. Default: CHECKPOINT-packed.")] = None,

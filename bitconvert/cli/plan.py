@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, LoraRank, print_json, resolve
+from bitconvert.cli.arguments import Json, LoraRank, Overrides, RecipeName, print_json, resolve
+from bitconvert.cli.completion import gpu_names
 from bitconvert.models.location import locate
 
 if TYPE_CHECKING:
@@ -18,17 +19,21 @@ if TYPE_CHECKING:
 
 def plan(
     model: Annotated[str, typer.Option(help="The original, as warmup takes it.")],
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    recipe: RecipeName = None,
     data: Annotated[list[str] | None, typer.Option(help="Text, as warmup takes it. Repeatable.")] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
     lora_rank: LoraRank = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the result would lie, whose disk is looked at. Default: here.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe's key. Repeatable.")] = None,
+    overrides: Overrides = None,
     gpus: Annotated[
         list[str] | None,
-        typer.Option("--gpu", help="Foresee it for this GPU too, or for several: rtx-4090, 64xh100 … Repeatable."),
+        typer.Option(
+            "--gpu",
+            help="Foresee it for this GPU too, or for several: rtx-4090, 64xh100 … Repeatable.",
+            autocompletion=gpu_names,
+        ),
     ] = None,
     measured: Annotated[
         Path | None,

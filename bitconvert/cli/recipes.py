@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from bitconvert.cli.arguments import Json, print_json
+from bitconvert.cli.completion import recipe_names
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe whole, defaults included.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this recipe whole, defaults included.", autocompletion=recipe_names)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the shipped recipes, or show one."""

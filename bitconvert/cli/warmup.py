@@ -13,7 +13,9 @@ import typer
 from bitconvert.cli.arguments import (
     Json,
     LoraRank,
+    Overrides,
     Overwrite,
+    RecipeName,
     beside_name,
     print_json,
     resolve,
@@ -34,16 +36,14 @@ def warmup(
     model: Annotated[
         str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    recipe: RecipeName = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
     ] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
     output: Annotated[Path | None, typer.Option(help="Directory to make. Default: NAME-ternary here.")] = None,
     lora_rank: LoraRank = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a recipe's key: optimizer.lr=5e-4. Repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     trackers: Annotated[
         list[str] | None,
         typer.Option("--tracker", help="Write metrics to tensorboard, trackio or wandb too. Repeatable."),

@@ -527,10 +527,10 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, *, weights: bool = True) -> Checkpoint:
-    """Open a model by hub id, directory or GGUF file.
+    """Open a model.
 
     Args:
-        name: as the user gave it.
+        name: hub id, Hugging Face directory or GGUF file; what is only on the hub is fetched.
         weights: whether those of a hub's directory are fetched too; a GGUF file comes whole.
 
     Raises:

@@ -9,7 +9,14 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True)
 class ScaleSummary:
-    """The scales of one tensor: how many, and their mean, least and largest."""
+    """The scales of one tensor.
+
+    Attributes:
+        count: how many it has.
+        mean: of them.
+        min: the least.
+        max: the largest.
+    """
 
     count: int
     mean: float
@@ -172,7 +179,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class DifferenceReport:
-    """What differs between two models.
+    """What ``bitconvert inspect MODEL OTHER`` found: what differs between two models.
 
     Attributes:
         models: as the user named them.

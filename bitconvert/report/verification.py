@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """A directory, held against the hashes that were written with it.
+    """What ``bitconvert verify`` found of a directory, held against the hashes that were written with it.
 
     Attributes:
         directory: as the user named it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import pytest
 
 from bitconvert.evaluation.subjects import has_llama_cpp
+from tests.commands import document
 
 
 def demo(output: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bitconvert", "demo", "--output", str(output), "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return document("demo", done.stdout)
 
 
 def test_a_short_demo(tmp_path: Path) -> None:

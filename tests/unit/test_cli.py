@@ -13,8 +13,8 @@ from pathlib import Path
 import gguf
 import pytest
 
-from bitconvert.cli import main as cli
 from bitconvert.training.run_directory import partial_directory
+from tests.commands import Outcome
 
 COMMANDS = (
     "convert",
@@ -35,28 +35,6 @@ COMMANDS = (
 
 TINY = ["training.tokens=256", "training.context=32", "training.batch_size=4", "data.held_out_tokens=64"]
 SETS = [word for override in TINY for word in ("--set", override)]
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def error(self) -> str:
-        """The error line, after checking that it comes with one hint and no traceback."""
-        lines = [line for line in self.err.splitlines() if line.startswith(("error:", "hint:", "Traceback"))]
-        assert [line.split(":")[0] for line in lines] == ["error", "hint"], self.err
-        return lines[0]
-
-
-@pytest.fixture
-def bitconvert(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["bitconvert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return Outcome(int(stopped.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
