@@ -253,7 +253,7 @@ class BitLinear(nn.Linear):
         self.refresh()
         scale = self._used_scale()
         assert scale is not None, "refresh has estimated it, unless it is learned"
-        scale = scale if scale.dim() == 1 else scale[::step]
+        scale = scale if scale.dim() == 1 else scale[::step].contiguous()
         codes = codes_of(self.latent_weight()[::step].contiguous(), scale) if self.codes is None else self.codes[::step]
         return TernaryTensor(codes, scale)
 

@@ -55,7 +55,7 @@ from bitconvert.training.run_directory import (
     tidied,
 )
 from bitconvert.training.sharding import is_sharded, is_split
-from bitconvert.training.snapshot import Snapshot, take_snapshot
+from bitconvert.training.snapshot import NOTHING_SEEN, Snapshot, take_snapshot
 from bitconvert.training.state import WEIGHTS
 from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle, split_student
 from bitconvert.training.teacher import (
@@ -154,6 +154,8 @@ def _run(
 
     reporter.stage(f"saving {output}")
     after = _snapshot(trainer, tokenizer, lam=1.0)
+    if before.is_empty or after.is_empty:  # a run may be split for a part of it only
+        before = after = NOTHING_SEEN
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
@@ -321,7 +323,7 @@ def _snapshot(trainer: WarmupTrainer, tokenizer: PreTrainedTokenizerFast, lam: f
     """The model as it is now at a λ, computed as it is measured; nothing of one that no process has whole."""
     student, held_out = cast(PreTrainedModel, trainer.model), cast(Windows, trainer.eval_dataset)
     if is_split(student):
-        return Snapshot((), {})
+        return NOTHING_SEEN
     with trainer.lam.at(lam), trainer.accelerator.autocast():
         return take_snapshot(student, tokenizer, held_out)
 

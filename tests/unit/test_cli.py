@@ -99,7 +99,7 @@ def test_names_in_a_file_are_no_orders_to_the_terminal(bitconvert, smollm: Path,
 
     model = shutil.copytree(smollm, tmp_path / "m")
     tensors = load_file(model / "model.safetensors")
-    evil = {"[/red]": tensors["model.norm.weight"], "\x1b[2J\nall is well": tensors["model.norm.weight"] + 1}
+    evil = {"[/red]": tensors["model.norm.weight"] + 2, "\x1b[2J\nall is well": tensors["model.norm.weight"] + 1}
     save_file({**tensors, **evil}, model / "model.safetensors", metadata={"format": "pt"})
     told = bitconvert("inspect", model)
     assert told.code == 0
@@ -374,7 +374,7 @@ def test_energy_and_a_picture(bitconvert, ternary: Path, smollm: Path, tmp_path:
 
 
 def test_ctrl_c_is_told_apart_from_success(bitconvert, smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bitconvert.evaluation.inspect.inspect", interrupted)

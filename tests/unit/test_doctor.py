@@ -52,8 +52,8 @@ def test_instructions_are_those_that_training_asks_for(fast: bool, monkeypatch: 
     assert [named(found, name).state for name in ("bf16", "int8")] == ["ok" if fast else "missing"] * 2
 
 
-def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+@torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+def test_without_a_compiler_it_says_what_to_install() -> None:
     compiler = named(tuple(module._hardware()), "C++ compiler")
     assert (compiler.state, compiler.remedy) == ("missing", "apt install g++, or xcode-select --install")
 

@@ -271,7 +271,7 @@ def test_other_architectures_are_refused_by_name(config: dict[str, Any], named: 
 
 def test_the_context_decides_over_long_rope_factors_and_pack_says_so(tmp_path: Path) -> None:
     made = _make("phi3-short", tmp_path)
-    file = _pack(made.directory, ["tq2_0"], tmp_path)[0]
+    file = _pack(made.directory, ["tq2_0"], tmp_path / "packed")[0]
     assert "exceeds 512 tokens" in file.notes()[0]
     other = _pack(write_model(tmp_path / "other", "phi3"), ["tq2_0"], tmp_path / "out")[0]
     assert not other.notes()

@@ -82,6 +82,7 @@ def test_the_directory_is_complete(done: tuple[Path, WarmupReport], smollm: Path
     output, report = done
     assert {path.name for path in output.iterdir()} == {
         "README.md",
+        "SHA256SUMS",
         "bitconvert.json",
         "config.json",
         "generation_config.json",
@@ -92,6 +93,7 @@ def test_the_directory_is_complete(done: tuple[Path, WarmupReport], smollm: Path
         "tokenizer.json",
         "tokenizer_config.json",
         "training.png",
+        "warmup.json",
     }
     assert not partial_directory(output).exists()
     lineage = read_lineage(output)
@@ -146,7 +148,7 @@ def test_a_model_stopped_half_way_is_not_ternary(smollm: Path, story: Path, tmp_
     assert lineage.lam == 1.0
     lineage.model_copy(update={"lam": 0.5}).save(output)
     with pytest.raises(BitconvertError, match="not ternary yet"):
-        pack(open_checkpoint(str(output)), Packing(formats=("tq2_0",)), tmp_path, reporter=Silent())
+        pack(open_checkpoint(str(output)), Packing(formats=("tq2_0",)), tmp_path / "packed", reporter=Silent())
 
 
 def test_without_a_text_it_samples_one(smollm: Path, tmp_path: Path) -> None:
@@ -269,8 +271,8 @@ def test_compiled_layers_learn_the_same(smollm: Path, story: Path, tmp_path: Pat
             assert ours[key] == pytest.approx(eager[key], rel=tolerance), (eager["step"], key)
 
 
-def test_compiling_needs_a_compiler(smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+@torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+def test_compiling_needs_a_compiler(smollm: Path, story: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"training\.compile: torch\.compile needs a C\+\+ compiler"):
         warmup(str(smollm), tmp_path / "o", small(story, "training.compile=true"), reporter=Silent())
 
@@ -534,9 +536,10 @@ def test_resume_refuses_other_options(smollm: Path, story: Path, tmp_path: Path)
 
 def test_an_output_that_exists_is_left_alone(smollm: Path, story: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         warmup(str(smollm), tmp_path / "mine", small(story), reporter=Silent())
-    assert list((tmp_path / "mine").iterdir()) == []
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_nothing_to_resume(smollm: Path, story: Path, tmp_path: Path) -> None:
@@ -649,7 +652,7 @@ def test_bf16_on_a_cpu_learns_what_float32_learns(
 
 def test_odd_places_are_refused(smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="holds the directory that you are in"):
         warmup(str(smollm), Path(), small(story), reporter=Silent())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BITCONVERT_CACHE", str(tmp_path / "file"))
@@ -660,7 +663,7 @@ def test_odd_places_are_refused(smollm: Path, story: Path, tmp_path: Path, monke
 def test_a_model_is_warmed_up_once(done: tuple[Path, WarmupReport], smollm: Path, story: Path, tmp_path: Path) -> None:
     for attempt in (
         lambda: warmup(str(done[0]), tmp_path / "again", small(story), reporter=Silent()),
-        lambda: plan_warmup(str(done[0]), small(story), reporter=Silent()),
+        lambda: plan_warmup(open_checkpoint(str(done[0])), small(story), reporter=Silent()),
     ):
         with pytest.raises(BitconvertError, match="was warmed up already") as caught:
             attempt()
