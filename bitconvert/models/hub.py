@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +58,12 @@ def require_pushable(repository: Repository) -> None:
         )
 
 
-def push(directory: Path, repository: Repository, *, leave_out: Sequence[str] = ()) -> str:
+def push(directory: Path, repository: Repository) -> str:
     """Make the repository, if it is not there, and upload a directory to it in one commit, or several if it is large.
 
     Args:
         directory: what is uploaded.
         repository: files there that have other names stay.
-        leave_out: patterns of what is not uploaded.
 
     Returns:
         The repository's address.
@@ -78,7 +77,6 @@ def push(directory: Path, repository: Repository, *, leave_out: Sequence[str] = 
         api.upload_folder(
             repo_id=repository.name,
             folder_path=directory,
-            ignore_patterns=list(leave_out),
             commit_message="Upload a ternary model made by bitconvert",
         )
     return str(made)

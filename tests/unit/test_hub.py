@@ -21,7 +21,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    for name in ("README.md", "tiny-bitnet/model.safetensors", "latent/model.safetensors"):
+    for name in ("README.md", "tiny-bitnet/model.safetensors"):
         file = tmp_path / "model" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"\0" * 100)
@@ -29,8 +29,8 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_directory_is_pushed_but_for_what_is_left_out(private: bool, hub: Hub, model: Path) -> None:
-    address = push(model, Repository("somebody/tiny", private), leave_out=["latent/*"])
+def test_a_directory_is_pushed(private: bool, hub: Hub, model: Path) -> None:
+    address = push(model, Repository("somebody/tiny", private))
     assert address == f"{hub.address}/somebody/tiny"
     assert hub.files == {"README.md", "tiny-bitnet/model.safetensors"}
     assert hub.created == [("tiny", private)]
