@@ -41,7 +41,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
             cli.main()
         outcome = Outcome(int(stopped.value.code or 0), *capsys.readouterr())
         if "--json" in arguments and outcome.out:
-            document(str(arguments[0]), outcome.out)
+            told = "plan" if "--dry-run" in arguments else arguments[0]  # which is what it prints then
+            document(str(told), outcome.out)
         return outcome
 
     return run

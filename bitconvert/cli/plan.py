@@ -48,8 +48,8 @@ def plan(
     from bitconvert.training.gpus import cluster_of, read_kernels, with_kernels
 
     resolved = resolve(recipe, data, held_out, lora_rank, overrides)
-    locate(model)
     devices = [cluster_of(name) for name in gpus or ()]
+    locate(model)
     if measured:
         devices = with_kernels(devices, read_kernels(measured))
     foretell(model, resolved, devices, output=output or Path("here"), price=price, as_json=as_json)

@@ -19,8 +19,9 @@ from bitconvert.errors import UsageError
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import load_recipe, recipe_directory
 from bitconvert.report.reporter import Silent
+from bitconvert.training.run_directory import Interrupted
 from bitconvert.training.sharding import require_shardable
-from bitconvert.training.trainer import training_arguments
+from bitconvert.training.trainer import WarmupTrainer, training_arguments
 from bitconvert.training.warmup import warmup
 from tests.models import write_model
 from tests.recipes import FROM_THE_ORIGINAL
@@ -208,12 +209,19 @@ def test_a_split_model_cannot_sample_a_text() -> None:
         require_shardable(load_recipe(None, SETS))
 
 
-def test_checkpoints_are_safetensors_and_hold_all(uneven: Path, story: Path, tmp_path: Path) -> None:
-    program = tmp_path / "stopped.py"
-    program.write_text(STOPPED_AFTER_A_STEP)
-    output = tmp_path / "ternary"
-    command = [sys.executable, program, "warmup", *options(uneven, story, output)]
-    subprocess.run([*map(str, command)], capture_output=True, check=False)
+def test_checkpoints_are_safetensors_and_hold_all(
+    uneven: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = WarmupTrainer.set_progress
+
+    def stop(self: WarmupTrainer, step: int) -> None:
+        progress(self, step)
+        self.stop_requested = True
+
+    monkeypatch.setattr(WarmupTrainer, "set_progress", stop)
+    with pytest.raises(Interrupted, match="interrupted at step 1"):
+        recipe = load_recipe(None, [*SETS, f"data.sources=[{story}]"])
+        warmup(str(uneven), tmp_path / "ternary", recipe, reporter=Silent())
     checkpoint = tmp_path / "ternary.partial" / "checkpoints" / "checkpoint-1"
     weights, kept = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "optimizer"))
     assert kept.keys() == {f"{name}/{key}" for name in weights for key in ("exp_avg", "exp_avg_sq", "step")}

@@ -94,6 +94,7 @@ def test_disk_is_for_checkpoints_or_for_files_whichever_is_more(
     assert every.disk_bytes >= weights + sum(file.nbytes or 0 for file in every.files)
 
 
+@pytest.mark.slow
 def test_where_a_recipe_does_not_fit_the_nearest_that_does_is_named(
     smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
