@@ -92,6 +92,11 @@ class Initialisation(_Section):
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate of blockwise")
     epochs: int = Field(4, gt=0, description="how often blockwise goes over the tokens, at each layer")
 
+    @property
+    def passes(self) -> int:
+        """How often the tokens are gone over, at each layer."""
+        return self.epochs if self.method == "blockwise" else 1
+
 
 class LowRank(_Section):
     """Train less than whole latents: their changes alone, as products of thin matrices; the rest waits in bfloat16."""

@@ -288,9 +288,7 @@ class _Forecaster:
     @property
     def _fitted_as_steps(self) -> int:
         """Micro-batches of training that cost somewhat more than the initialisation does."""
-        return micro_batches(self._recipe) * (
-            self._recipe.init.epochs if self._recipe.init.method == "blockwise" else 1
-        )
+        return micro_batches(self._recipe) * self._recipe.init.passes
 
     @property
     def _last_phase(self) -> str:

@@ -140,9 +140,8 @@ class Rehearsal:
         """Do to the latents what the recipe does before the first step, with so many micro-batches of text."""
         recipe, dtype = self.trainer.recipe, products_dtype(self.trainer.args)
         size = batches * self._batch * recipe.training.context
-        text = np.random.default_rng(0).integers(
-            self.student.config.vocab_size, size=size
-        )  # padding would have no states
+        vocabulary = self.student.config.vocab_size
+        text = np.random.default_rng(0).integers(vocabulary, size=size)  # not of padding, which has no states
         init = recipe.init.model_copy(update={"tokens": size, "epochs": epochs})
         windows = ShuffledWindows(Windows(text, recipe.training.context), batches * self._batch, recipe.training.seed)
         recipe = recipe.model_copy(update={"init": init})
@@ -453,7 +452,7 @@ def _initialisation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> d
 
 
 def _initialisation(seconds: dict[str, float], recipe: Recipe) -> float:
-    of_a_batch = seconds["taken in"] + (recipe.init.epochs - 1) * seconds["gone over again"]
+    of_a_batch = seconds["taken in"] + (recipe.init.passes - 1) * seconds["gone over again"]
     return seconds["begun"] + micro_batches(recipe) * of_a_batch
 
 
