@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitconvert.conversion.convert import convert
     from bitconvert.conversion.foresight import plan
-    from bitconvert.doctor import doctor
+    from bitconvert.diagnosis import doctor
     from bitconvert.errors import BitconvertError
     from bitconvert.evaluation.compare import compare
     from bitconvert.evaluation.difference import difference
@@ -41,7 +41,7 @@ _HOMES = {
     "compare": "bitconvert.evaluation.compare",
     "convert": "bitconvert.conversion.convert",
     "difference": "bitconvert.evaluation.difference",
-    "doctor": "bitconvert.doctor",
+    "doctor": "bitconvert.diagnosis",
     "evaluate": "bitconvert.evaluation.evaluate",
     "generate": "bitconvert.evaluation.generate",
     "inspect": "bitconvert.evaluation.inspect",

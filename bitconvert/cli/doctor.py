@@ -7,8 +7,8 @@ from bitconvert.cli.arguments import Json, print_json
 
 def doctor(as_json: Json = False) -> None:
     """Show what is installed and found here, and how to get what is not. Exits with 1 if something needed is broken."""
-    from bitconvert.doctor import doctor as run
-    from bitconvert.doctor import require_healthy
+    from bitconvert.diagnosis import doctor as run
+    from bitconvert.diagnosis import require_healthy
     from bitconvert.ui.doctor import show_doctor
     from bitconvert.ui.progress import progress
 

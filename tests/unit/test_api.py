@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import bitconvert
+
+
+def test_no_submodule_hides_a_name_of_the_api() -> None:
+    """An import of ``bitconvert.NAME`` would put the module where the function is looked for."""
+    modules = {module.name for module in pkgutil.iter_modules(bitconvert.__path__)}
+    assert modules.isdisjoint(bitconvert.__all__)
 
 
 @pytest.mark.parametrize("name", bitconvert.__all__)

@@ -80,6 +80,7 @@ def test_a_config_alone_is_enough(latent: Path, tmp_path: Path, monkeypatch: pyt
     assert foreseen.free_disk_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
 
 
+@pytest.mark.slow
 def test_disk_is_for_checkpoints_or_for_files_whichever_is_more(
     smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

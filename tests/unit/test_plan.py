@@ -323,6 +323,7 @@ def test_a_batch_that_gpus_cannot_share_is_refused(smollm: Path) -> None:
     assert refused.value.hint.startswith("--set training.batch_size=16")
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_told_from_few_of_its_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(str(write_model(tmp_path / "deep", "smollm2", num_hidden_layers=9)))
     few = account(checkpoint, small(), bf16=True)

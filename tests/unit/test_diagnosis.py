@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitconvert import doctor as module
-from bitconvert.doctor import OPTIONAL, doctor, require_healthy
+from bitconvert import diagnosis as module
+from bitconvert.diagnosis import OPTIONAL, doctor, require_healthy
 from bitconvert.errors import BitconvertError
 from bitconvert.report.doctor import DoctorReport, Finding
 
