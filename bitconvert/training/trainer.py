@@ -247,7 +247,7 @@ class WarmupTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's own checkpoint, written aside and renamed: one that has its name is whole, and finite."""
-        finite = all(bool(part_of(parameter).isfinite().all()) for parameter in model.parameters())
+        finite = all(_is_finite(part_of(parameter.detach())) for parameter in model.parameters())
         if self._of_all(float(not finite))[0]:
             raise self._diverged()  # by the gradients of a loss that still was finite
         final = self._checkpoints / f"checkpoint-{self.state.global_step}"
@@ -433,6 +433,11 @@ def _forward_of(model: PreTrainedModel, function: Callable[[], DistillationLoss]
 class _KeepRate(torch.optim.lr_scheduler.LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         return [group["lr"] for group in self.optimizer.param_groups]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity, told without another tensor of its size."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def last_checkpoint(run_directory: Path) -> Path | None:
