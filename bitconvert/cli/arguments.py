@@ -35,6 +35,11 @@ Overwrite = Annotated[
 Model = Annotated[
     str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
 ]
+Original = Annotated[str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")]
+Texts = Annotated[
+    list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
+]
+HeldOutTexts = Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")]
 RecipeName = Annotated[
     str | None, typer.Option(help="A shipped recipe's name, or a YAML file.", autocompletion=recipe_names)
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitconvert.cli.arguments import Json, LoraRank, Overrides, RecipeName, print_json, resolve
+from bitconvert.cli.arguments import HeldOutTexts, Json, LoraRank, Overrides, RecipeName, print_json, resolve
 from bitconvert.cli.completion import gpu_names
 from bitconvert.models.location import locate
 
@@ -21,7 +21,7 @@ def plan(
     model: Annotated[str, typer.Option(help="The original, as warmup takes it.")],
     recipe: RecipeName = None,
     data: Annotated[list[str] | None, typer.Option(help="Text, as warmup takes it. Repeatable.")] = None,
-    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    held_out: HeldOutTexts = None,
     lora_rank: LoraRank = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the result would lie, whose disk is looked at. Default: here.")

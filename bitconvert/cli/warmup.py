@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitconvert.cli.arguments import (
+    HeldOutTexts,
     Json,
     LoraRank,
+    Original,
     Overrides,
     Overwrite,
     RecipeName,
+    Texts,
     beside_name,
     print_json,
     resolve,
@@ -33,14 +36,10 @@ if TYPE_CHECKING:
 
 
 def warmup(
-    model: Annotated[
-        str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")
-    ] = None,
+    model: Original = None,
     recipe: RecipeName = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
-    ] = None,
-    held_out: Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")] = None,
+    data: Texts = None,
+    held_out: HeldOutTexts = None,
     output: Annotated[Path | None, typer.Option(help="Directory to make. Default: NAME-ternary here.")] = None,
     lora_rank: LoraRank = None,
     overrides: Overrides = None,
