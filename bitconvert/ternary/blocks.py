@@ -28,7 +28,9 @@ _BLOCK = 2**19  # weights at a time: they and what is made of them stay in the c
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor on the CPU holds neither NaN nor infinity: ``torch.isfinite`` at memory speed."""
+    """Whether a tensor holds neither NaN nor infinity: ``torch.isfinite`` at memory speed, and without a copy."""
+    if tensor.device.type != "cpu":
+        return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
     if tensor.dtype not in _INTEGERS:
         return bool(torch.isfinite(tensor).all())
     parts = (_bits(part) for part in torch.split(tensor.reshape(-1), _BLOCK) if len(part))

@@ -33,6 +33,7 @@ from bitconvert.ranks import is_main, world_size
 from bitconvert.recipe import Distillation, LambdaRamp, Recipe
 from bitconvert.report.reporter import Reporter
 from bitconvert.ternary.bitlinear import Lambda, compile_blocks
+from bitconvert.ternary.blocks import all_finite
 from bitconvert.ternary.machine import cpp_compiler, has_fast_bf16
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import CROSS_ENTROPY, DistillationLoss, distillation_loss
@@ -247,7 +248,7 @@ class WarmupTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's own checkpoint, written aside and renamed: one that has its name is whole, and finite."""
-        finite = all(_is_finite(part_of(parameter.detach())) for parameter in model.parameters())
+        finite = all(all_finite(part_of(parameter.detach())) for parameter in model.parameters())
         if self._of_all(float(not finite))[0]:
             raise self._diverged()  # by the gradients of a loss that still was finite
         final = self._checkpoints / f"checkpoint-{self.state.global_step}"
@@ -433,11 +434,6 @@ def _forward_of(model: PreTrainedModel, function: Callable[[], DistillationLoss]
 class _KeepRate(torch.optim.lr_scheduler.LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         return [group["lr"] for group in self.optimizer.param_groups]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether it holds neither NaN nor infinity, told without another tensor of its size."""
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def last_checkpoint(run_directory: Path) -> Path | None:
