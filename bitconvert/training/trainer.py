@@ -504,6 +504,7 @@ def training_arguments(recipe: Recipe, run_directory: Path, bf16: bool | None = 
         use_cache=True,  # kept in the config for generation; the training forward asks for none
         seed=options.seed,
         disable_tqdm=True,
+        log_level_replica="error",  # what the first process is not told, the others are not told either
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )

@@ -112,6 +112,7 @@ def test_two_processes_train_what_one_trains(
     done = launch("-m", "bitconvert", "warmup", *options(uneven, story, output, *sets), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3  # said once
+    assert "[transformers]" not in done.stderr
     assert_same(alone, output, 2e-4)
     assert {file.name for file in output.iterdir()} == {file.name for file in alone.iterdir()}
     assert open_checkpoint(str(output)).lineage is not None
