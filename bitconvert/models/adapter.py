@@ -7,7 +7,6 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from gguf import GGUFType, GGUFWriter, Keys
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.gguf_parse import damaged, parse_gguf
 from bitconvert.models.gguf_tensors import from_gguf_rows, gguf_names, to_gguf_rows
+from bitconvert.models.record import read_json_object
 from bitconvert.recipe import Lora
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+_REMEDY = "train or download the adapter again"
 _ACTIVE = "default"  # peft's name for the only adapter of a model
 _PEFT_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 _PLAIN: dict[str, tuple[object, ...]] = {
@@ -251,25 +252,23 @@ class _PeftConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     r: int = Field(gt=0)
-    lora_alpha: float
+    lora_alpha: FiniteFloat
 
 
 def _read_peft(directory: Path) -> Adapter:
     """A directory of peft's, without peft: no other file is opened, nothing is fetched or unpickled."""
+    for name in (PEFT_CONFIG, PEFT_WEIGHTS):
+        if not (directory / name).is_file():
+            raise BitconvertError(
+                f"{directory / name}: missing", f"an adapter's directory holds {PEFT_CONFIG} and {PEFT_WEIGHTS}"
+            )
+    config = read_json_object(directory / PEFT_CONFIG, _REMEDY)
     try:
-        config = json.loads((directory / PEFT_CONFIG).read_text(encoding="utf-8"))
         known = _PeftConfig.model_validate(config)
         tensors = load_file(directory / PEFT_WEIGHTS)
-    except FileNotFoundError as error:
-        missing = Path(error.filename or directory / PEFT_WEIGHTS)
-        raise BitconvertError(
-            f"{missing}: missing", f"an adapter's directory holds {PEFT_CONFIG} and {PEFT_WEIGHTS}"
-        ) from error
-    except (ValueError, ValidationError, OSError, SafetensorError) as error:
+    except (ValidationError, OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise BitconvertError(
-            f"{directory}: its adapter is damaged ({reason})", "train or download it again"
-        ) from error
+        raise BitconvertError(f"{directory}: its adapter is damaged ({reason})", _REMEDY) from error
     for key, plain in _PLAIN.items():
         if config.get(key, plain[0]) not in plain:
             raise BitconvertError(
@@ -289,10 +288,10 @@ def _read_peft(directory: Path) -> Adapter:
 
 def _paired(path: Path, found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Factors]:
     if not found:
-        raise BitconvertError(f"{path}: it holds no matrix", "train or download the adapter again")
+        raise BitconvertError(f"{path}: it holds no matrix", _REMEDY)
     for module, factors in found.items():
         if factors.keys() != {"a", "b"}:
-            raise BitconvertError(f"{path}: {module} has A or B alone", "train or download the adapter again")
+            raise BitconvertError(f"{path}: {module} has A or B alone", _REMEDY)
     return {module: Factors(factors["a"], factors["b"]) for module, factors in found.items()}
 
 

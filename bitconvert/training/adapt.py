@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from bitconvert.training.adapter_trainer import AdapterTrainer
 from bitconvert.training.card import adapter_card
 from bitconvert.training.data import ShuffledWindows
 from bitconvert.training.examples import Lessons, read_lessons
+from bitconvert.training.metrics import METRICS, read_metrics
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.run import memory_errors_named, resume_point, train_to_end
 from bitconvert.training.run_directory import (
@@ -34,7 +34,7 @@ from bitconvert.training.run_directory import (
     resuming,
     tidied,
 )
-from bitconvert.training.trainer import METRICS, training_arguments
+from bitconvert.training.trainer import training_arguments
 
 
 def adapt(
@@ -140,7 +140,7 @@ def _train(trainer: AdapterTrainer, lessons: Lessons, run_directory: Path, outpu
 def _report(
     checkpoint: Checkpoint, output: Path, trainer: AdapterTrainer, adapter: Adapter, run_directory: Path, seconds: float
 ) -> AdaptReport:
-    first = json.loads((run_directory / METRICS).read_text(encoding="utf-8").partition("\n")[0])
+    first = read_metrics(run_directory / METRICS)[0]
     return AdaptReport(
         model=checkpoint.name,
         output=str(output),

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bitconvert.atomic import atomic_file
+from bitconvert.errors import BitconvertError
+from bitconvert.heap import is_out_of_memory
 from bitconvert.models.head import decoder_layers, hidden_states
 from bitconvert.ranks import is_main
 
@@ -60,11 +63,20 @@ class FittedLayers:
         return self._directory is None or not any(self._directory.glob("layer-*"))
 
     def restore(self, index: int, layer: Layer) -> bool:
-        """Give a layer the weights that it was left with, if it was done."""
+        """Give a layer the weights that it was left with, if it was done.
+
+        Raises:
+            BitconvertError: its file is damaged.
+        """
         file = self._file(index)
         if file is None or not file.exists():
             return False
-        layer.module.load_state_dict(load_file(file, device=str(next(layer.module.parameters()).device)))
+        try:
+            layer.module.load_state_dict(load_file(file, device=str(next(layer.module.parameters()).device)))
+        except (SafetensorError, RuntimeError) as error:  # of torch, for tensors that are not the layer's
+            if is_out_of_memory(error):
+                raise
+            raise BitconvertError(f"{file}: damaged", "remove it: --resume fits this layer again") from error
         return True
 
     def keep(self, index: int, layer: Layer) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from bitconvert.training.metrics import read_metrics
 
 
 def plot_metrics(metrics: Path, picture: Path) -> None:
@@ -11,7 +12,7 @@ def plot_metrics(metrics: Path, picture: Path) -> None:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(metrics)
     figure = Figure(figsize=(10, 7), layout="constrained")
     loss, ppl, lam, rate = figure.subplots(2, 2, sharex=True).flat
 

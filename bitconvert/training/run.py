@@ -8,19 +8,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
 from bitconvert.errors import BitconvertError
 from bitconvert.heap import is_out_of_memory
+from bitconvert.training.metrics import METRICS, read_metrics
 from bitconvert.training.run_directory import Interrupted
-from bitconvert.training.trainer import METRICS, WarmupTrainer, last_checkpoint
+from bitconvert.training.state import damage_named
+from bitconvert.training.trainer import WarmupTrainer, last_checkpoint
 
 
 def resume_point(trainer: WarmupTrainer, run_directory: Path) -> Path | None:
     """The checkpoint to go on from, after which the metrics are forgotten; None at the start of a run.
 
     Raises:
-        BitconvertError: the metrics of the run's beginning are gone.
+        BitconvertError: the metrics of the run's beginning are gone, or metrics or checkpoint are damaged.
     """
     checkpoint = last_checkpoint(run_directory)
+    if checkpoint is not None:
+        with damage_named(checkpoint):
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     trainer.forget_metrics_after(_step_of(checkpoint))
     if checkpoint is not None and not _measured_at_start(run_directory):
         raise BitconvertError(
@@ -53,7 +61,7 @@ def train_to_end(trainer: WarmupTrainer, checkpoint: Path | None, run_directory:
 
 def _measured_at_start(run_directory: Path) -> bool:
     metrics = run_directory / METRICS
-    return metrics.exists() and '"original_ppl"' in metrics.read_text(encoding="utf-8").partition("\n")[0]
+    return metrics.exists() and any("original_ppl" in line for line in read_metrics(metrics)[:1])
 
 
 def _step_of(checkpoint: Path | None) -> int:

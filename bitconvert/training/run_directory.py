@@ -18,7 +18,8 @@ from bitconvert.ranks import is_main
 from bitconvert.recipe import OptionsT, read_options
 from bitconvert.report.reporter import Reporter
 from bitconvert.training.layers import FittedLayers
-from bitconvert.training.trainer import FITTED, METRICS, last_checkpoint
+from bitconvert.training.metrics import METRICS
+from bitconvert.training.trainer import FITTED, last_checkpoint
 
 RECIPE = "recipe.yaml"
 PLOT = "training.png"

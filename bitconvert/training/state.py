@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bitconvert.errors import BitconvertError
+from bitconvert.heap import is_out_of_memory
 from bitconvert.models.checkpoint import open_safetensors
 from bitconvert.models.safetensors_file import SafetensorsFile, TensorSpec
 from bitconvert.ranks import is_main
@@ -59,6 +62,24 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     with SafetensorsFile(path, specs, metadata) as file:
         for name, tensor in tensors.items():
             file.write(name, whole(tensor).detach().cpu())
+
+
+@contextmanager
+def damage_named(checkpoint: str | Path) -> Iterator[None]:
+    """Name the checkpoint that the block reads, should a file of it not be what was written.
+
+    Raises:
+        BitconvertError: it is damaged; the hint says how to do without it.
+    """
+    remedy = "remove this checkpoint: --resume goes on from the one before it, or from the start"
+    try:
+        yield
+    except BitconvertError as error:
+        raise BitconvertError(error.message, remedy) from error
+    except Exception as error:  # each library that reads a file of it has exceptions of its own
+        if is_out_of_memory(error):
+            raise
+        raise BitconvertError(f"{checkpoint}: damaged, it cannot be read", remedy) from error
 
 
 @torch.no_grad()

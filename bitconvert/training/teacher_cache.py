@@ -88,13 +88,14 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
             reporter: hears what it will take on disk, and how far it is.
 
         Raises:
-            BitconvertError: the disk is full, or would be.
+            BitconvertError: the disk is full, or would be, or what is there is damaged.
         """
         prepare_cache()
         with only_one_at(self._path, waits=True):
             size = self._record.itemsize * len(self._visited)
             told = f"{ByteSize(size).human_readable(decimal=True)} for the teacher's {self._k} likeliest tokens"
             if self._path.exists():
+                self._require_whole(size)
                 reporter.note(f"{told} are there from an earlier run: {self._path}")
                 return
             reporter.note(
@@ -109,6 +110,13 @@ class TaughtWindows(Dataset[dict[str, Tensor]]):
                     write(records.tobytes())
                     done += len(records)
                     reporter.advance(done, len(self._visited))
+
+    def _require_whole(self, size: int) -> None:
+        there = self._path.stat().st_size
+        if there != size:
+            raise BitconvertError(
+                f"{self._path}: damaged, it has {there:,} bytes instead of {size:,}", "remove it: it is made again"
+            )
 
     def _answers(self, teacher: LiveTeacher, batch_size: int, done: int) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
         """Records of a batch of windows after the other, ascending, without those of the first windows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -38,10 +37,11 @@ from bitconvert.ternary.machine import cpp_compiler, has_fast_bf16
 from bitconvert.ternary.schedule import lambda_at, lr_at, weight_decay_at
 from bitconvert.training.distill import CROSS_ENTROPY, DistillationLoss, distillation_loss
 from bitconvert.training.flips import FlipMeter
+from bitconvert.training.metrics import METRICS, line_of, read_metrics
 from bitconvert.training.optimizers import make_optimizer
 from bitconvert.training.packages import require_packages
 from bitconvert.training.sharding import is_sharded, is_split, part_of, reshard
-from bitconvert.training.state import load_optimizer, load_weights, save_state
+from bitconvert.training.state import damage_named, load_optimizer, load_weights, save_state
 from bitconvert.training.teacher import Teacher
 
 _SURPASSED = "better than the original on held-out text: the text alone teaches now"
@@ -51,7 +51,6 @@ _PATIENCE_SECONDS = 24 * 3600  # that processes wait while one of them tokenizes
 _LARGEST_LOSS = 700.0  # beyond it perplexity overflows; a model this wrong, or NaN, has diverged
 
 CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
 FITTED = "fitted"  # the layers that an initialisation is done with, until there is a checkpoint
 _PROJECT = "bitconvert"  # under which trackers file a run, unless the user's environment names another
 TRACKED = Path(CHECKPOINTS, "runs")  # where Trainer lets TensorBoard write
@@ -294,11 +293,18 @@ class WarmupTrainer(Trainer):
         save_state(self._student, self._optimizer, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self._student, Path(resume_from_checkpoint))
+        with damage_named(resume_from_checkpoint):
+            load_weights(self._student, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_optimizer(self._student, self._optimizer, Path(checkpoint))
+            with damage_named(checkpoint):
+                load_optimizer(self._student, self._optimizer, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with damage_named(checkpoint):
+                super()._load_rng_state(checkpoint)
 
     # ---- metrics --------------------------------------------------------------------------------------------------
 
@@ -322,7 +328,7 @@ class WarmupTrainer(Trainer):
         self._compare(line)
         if is_main():
             with self._metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(line_of(line))
         self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
         if self._terms.asks_the_original != was_taught:
             self.reporter.note(_SURPASSED if was_taught else _FELL_BEHIND)
@@ -343,14 +349,13 @@ class WarmupTrainer(Trainer):
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again, and take up what the others tell."""
         if self._metrics_file.exists():
-            lines = self._metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [line for line in read_metrics(self._metrics_file) if line["step"] <= step]
             self.accelerator.wait_for_everyone()  # until all have read it
             if is_main():
                 with atomic_file(self._metrics_file) as temporary:
-                    temporary.write_text("".join(kept), encoding="utf-8")
+                    temporary.write_text("".join(map(line_of, kept)), encoding="utf-8")
             for line in kept:
-                self._compare(json.loads(line))
+                self._compare(line)
 
     @property
     def tokens_per_step(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
@@ -42,6 +42,7 @@ from bitconvert.training.data import (
 )
 from bitconvert.training.initialisation import initialise
 from bitconvert.training.keep import Kept, choose_kept, foreseen_kept
+from bitconvert.training.metrics import METRICS, read_metrics
 from bitconvert.training.page.render import Run, render_page
 from bitconvert.training.plot import plot_metrics
 from bitconvert.training.run import memory_errors_named, resume_point, train_to_end
@@ -68,14 +69,7 @@ from bitconvert.training.teacher import (
 )
 from bitconvert.training.teacher_cache import CachedTeacher, TaughtWindows
 from bitconvert.training.text import training_text
-from bitconvert.training.trainer import (
-    METRICS,
-    TRACKED,
-    Diverged,
-    WarmupTrainer,
-    last_checkpoint,
-    training_arguments,
-)
+from bitconvert.training.trainer import TRACKED, Diverged, WarmupTrainer, last_checkpoint, training_arguments
 
 PAGE = "report.html"
 REPORT = "warmup.json"
@@ -160,7 +154,8 @@ def _run(
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
         lineage = None if recipe.control else _lineage(checkpoint, origin, recipe, text, kept, report)
-        run = Run(checkpoint.name, text.identity, report, recipe, lineage, _metrics(run_directory), before, after)
+        metrics = read_metrics(run_directory / METRICS)
+        run = Run(checkpoint.name, text.identity, report, recipe, lineage, metrics, before, after)
         _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output, overwrite)
     trainer.accelerator.wait_for_everyone()
     return report
@@ -361,7 +356,7 @@ def _lineage(
 def _report(
     output: Path, recipe: Recipe, trainer: WarmupTrainer, run_directory: Path, kept: Kept, seconds: float
 ) -> WarmupReport:
-    lines = _metrics(run_directory)
+    lines = read_metrics(run_directory / METRICS)
     return WarmupReport(
         output=str(output),
         steps=trainer.state.global_step,
@@ -388,10 +383,6 @@ def _finished(student: PreTrainedModel, checkpoint: Checkpoint, run_directory: P
     model.load_state_dict(load_file(newest / WEIGHTS), strict=False, assign=True)  # a tied head is not in it
     model.tie_weights()
     return model
-
-
-def _metrics(run_directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_directory / METRICS).read_text(encoding="utf-8").splitlines()]
 
 
 def _save(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bitconvert.atomic import GrowingFile, Taken, atomic_directory, atomic_file, discard, only_one_at
+from bitconvert.atomic import GrowingFile, Taken, atomic_directory, atomic_file, discard, only_one_at, set_aside
 from bitconvert.errors import BitconvertError
 
 
@@ -84,6 +84,23 @@ def test_a_failed_swap_puts_the_old_directory_back(tmp_path: Path, monkeypatch: 
         (temporary / "config.json").write_text("new")
     assert (target / "config.json").read_text() == "old"
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_what_was_set_aside_comes_back_if_the_new_one_does_not_come(tmp_path: Path, made: bool) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt), set_aside(target):
+        if made:
+            target.mkdir()
+            (target / "half").write_text("new")
+        raise KeyboardInterrupt
+    assert {file.name: file.read_text() for file in target.iterdir()} == {"config.json": "old"}
+    with set_aside(target):
+        target.mkdir()
+    assert names(tmp_path) == ["model"]
+    assert names(target) == []
 
 
 @pytest.mark.parametrize("place", ["file/model", "m" * 300], ids=["below a file", "name too long"])

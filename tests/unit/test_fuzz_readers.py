@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import lzma
 from collections.abc import Callable, Iterator
@@ -12,21 +13,30 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from bitconvert.errors import BitconvertError
+from bitconvert.evaluation.prompts import read_prompts
+from bitconvert.models.adapter import read_adapter
 from bitconvert.models.baked import BAKED_FILE, read_baked
 from bitconvert.models.chat_child import answer
+from bitconvert.models.checkpoint import open_checkpoint
+from bitconvert.models.conversations import read_conversations
 from bitconvert.models.lineage import LINEAGE_FILE, Lineage, read_lineage
 from bitconvert.models.location import hub_name, locate
 from bitconvert.models.manifest import MANIFEST, read_manifest
 from bitconvert.models.record import read_json_object
 from bitconvert.models.texts import read_texts
 from bitconvert.recipe import Recipe, Scaling, load_recipe
+from bitconvert.training.gpus import Kernels, read_kernels
+from bitconvert.training.metrics import METRICS, read_metrics
 from bitconvert.training.run_directory import unfinished_run
+from tests.models import write_model
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(FEW, max_examples=2000)
@@ -148,6 +158,47 @@ def run_record(directory: Path, content: bytes) -> None:
     unfinished_run(directory / "out", Recipe)
 
 
+def metrics(directory: Path, content: bytes) -> None:
+    (directory / METRICS).write_bytes(content)
+    for line in read_metrics(directory / METRICS):
+        assert isinstance(line["step"], int)
+
+
+def kernels(directory: Path, content: bytes) -> None:
+    (directory / "kernels.json").write_bytes(content)
+    read_kernels(directory / "kernels.json")
+
+
+def conversations(directory: Path, content: bytes) -> None:
+    (directory / "chats.jsonl").write_bytes(content)
+    for messages in read_conversations([str(directory / "chats.jsonl")]):
+        assert all(isinstance(message["content"], str) for message in messages)
+
+
+def prompts(directory: Path, content: bytes) -> None:
+    for ending in ("txt", "jsonl"):
+        (directory / f"prompts.{ending}").write_bytes(content)
+        with contextlib.suppress(BitconvertError):  # of the other type
+            read_prompts(directory / f"prompts.{ending}")
+
+
+def peft_config(directory: Path, content: bytes) -> None:
+    peft(directory, {"adapter_config.json": content})
+
+
+def peft_weights(directory: Path, content: bytes) -> None:
+    peft(directory, {"adapter_model.safetensors": content})
+
+
+def peft(directory: Path, changed: dict[str, bytes]) -> None:
+    """An adapter of a tiny model, with a file of it changed."""
+    if not (directory / "model").exists():
+        write_model(directory / "model", "smollm2", layers=1)
+    for name, content in (PEFT | changed).items():
+        (directory / name).write_bytes(content)
+    read_adapter(directory, open_checkpoint(str(directory / "model")))
+
+
 def json_lines(directory: Path, content: bytes) -> None:
     (directory / "text.jsonl").write_bytes(content)
     list(read_texts([str(directory / "text.jsonl")]))
@@ -205,6 +256,18 @@ TEMPLATES = st.lists(
     max_size=12,
 ).map("".join)
 
+CONVERSATION = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n'
+KERNELS = dataclasses.asdict(Kernels("h100", "h100", 700.0, 1400.0, 50.0, 3.0))
+PEFT = {
+    "adapter_config.json": json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none"}).encode(),
+    "adapter_model.safetensors": save(
+        {
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 256),
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(256, 2),
+        }
+    ),
+}
+
 READERS: dict[str, tuple[Callable[[Path, Any], None], st.SearchStrategy[Any]]] = {
     "recipe": (recipe, YAML),
     "override": (override, YAML),
@@ -216,6 +279,12 @@ READERS: dict[str, tuple[Callable[[Path, Any], None], st.SearchStrategy[Any]]] =
     "json_lines": (json_lines, damaged(b'{"text": "one"}\n{"text": "two"}\n') | st.binary(max_size=100)),
     "plain_text": (plain_text, st.binary(max_size=100)),
     "archive": (archive, damaged(lzma.compress(b"some text " * 20)) | st.binary(max_size=100)),
+    "metrics": (metrics, damaged(b'{"step": 0, "original_ppl": 3.5}\n{"step": 1}\n') | JSON),
+    "kernels": (kernels, damaged(json.dumps(KERNELS).encode()) | JSON),
+    "conversations": (conversations, damaged(CONVERSATION * 2) | JSON),
+    "prompts": (prompts, damaged(b'{"text": "one"}\n\n') | JSON),
+    "peft_config": (peft_config, damaged(PEFT["adapter_config.json"]) | JSON),
+    "peft_weights": (peft_weights, damaged(PEFT["adapter_model.safetensors"]) | st.binary(max_size=200)),
     "chat_template": (chat_template, TEMPLATES),
     "name": (name, st.text(max_size=60) | st.from_regex(r"\w+/[\w.-]+(@[\w.-]+)?(/\w+\.gguf)?", fullmatch=True)),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from bitconvert.atomic import discard
 from bitconvert.errors import BitconvertError, UsageError
@@ -139,6 +139,33 @@ def test_an_interruption_before_anything_is_done_can_be_resumed(
 
 
 # ---- resumed ----
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_named(file: str, model: Path, story: Path, tmp_path: Path, whole: Path) -> None:
+    recipe = small(story)
+    newest = last_checkpoint(interrupted(model, tmp_path / "out", recipe))
+    assert newest is not None
+    (newest / file).write_bytes((newest / file).read_bytes()[:100])
+    with pytest.raises(BitconvertError, match=str(newest)) as caught:
+        warmup(str(model), tmp_path / "out", recipe, resume=True, reporter=Silent())
+    assert caught.value.hint == "remove this checkpoint: --resume goes on from the one before it, or from the start"
+    assert "\n" not in caught.value.message
+    if file.startswith("trainer"):
+        discard(newest)
+        warmup(str(model), tmp_path / "out", recipe, resume=True, reporter=Silent())
+        assert weights(tmp_path / "out") == weights(whole)
+
+
+def test_a_damaged_layer_that_was_fitted_is_named(model: Path, story: Path, tmp_path: Path) -> None:
+    recipe = small(story, "init.method=blockwise", "init.tokens=256")
+    with pytest.raises(Interrupted):
+        warmup(str(model), tmp_path / "out", recipe, reporter=At(1, stop))
+    for damage in (b"", save({"other": torch.ones(2)})):
+        file = partial_directory(tmp_path / "out") / "fitted" / "layer-00001.safetensors"
+        file.write_bytes(damage)
+        with pytest.raises(BitconvertError, match=r"layer-00001\.safetensors: damaged"):
+            warmup(str(model), tmp_path / "out", recipe, resume=True, reporter=Silent())
 
 
 @pytest.mark.parametrize("which", ["training", "held-out"])
