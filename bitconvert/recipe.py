@@ -472,6 +472,12 @@ def recipe_path(name: str) -> Path:
     return shipped
 
 
+def differing(one: OptionsT, other: OptionsT) -> dict[str, tuple[object, object]]:
+    """Dotted key -> values, of the options in which two recipes are not the same."""
+    ours, theirs = _options(one), _options(other)
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
+
+
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with bitconvert."""
     return sorted(path.stem for path in recipe_directory().glob("*.yaml"))
@@ -578,3 +584,13 @@ def _tell(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+
+
+def _options(sections: BaseModel) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for name, value in sections:
+        if isinstance(value, BaseModel):
+            options |= {f"{name}.{key}": option for key, option in value}
+        else:
+            options[name] = value
+    return options

@@ -15,7 +15,7 @@ import torch
 
 from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
-from bitconvert.recipe import Recipe, load_recipe, shipped_recipes
+from bitconvert.recipe import Recipe, differing, load_recipe, shipped_recipes
 from bitconvert.report.reporter import Reporter
 from bitconvert.report.training import Forecast, WarmupPlan
 from bitconvert.training.gpus import CONTEXT_BYTES, Cluster
@@ -23,7 +23,7 @@ from bitconvert.training.initialisation import micro_batches
 from bitconvert.training.keep import foreseen_kept
 from bitconvert.training.parts import Parts
 from bitconvert.training.rehearsal import Account, account, phases, timing
-from bitconvert.training.student import is_trained_on, require_trainable, settle
+from bitconvert.training.student import is_trained_on, require_trainable, settle, settle_split
 from bitconvert.training.teacher import has_teacher
 
 _PROGRAM, _ALLOCATOR = "program", "allocator"
@@ -85,12 +85,18 @@ def plan_warmup(
 
     Raises:
         BitconvertError: the model is not one to train.
+        UsageError: the recipe cannot be had on one of the clusters.
     """
+    split = _split(recipe, checkpoint, clusters)
     recipe = settle(recipe, checkpoint)
     checkpoint.keeping = foreseen_kept(checkpoint, recipe)
     require_trainable(checkpoint, recipe)
     forecaster = _Forecaster(checkpoint, recipe, reporter)
-    forecasts = [forecaster.here(clock), *(forecaster.on(cluster, price) for cluster in clusters)]
+    of_split = _Forecaster(checkpoint, split, reporter)
+    forecasts = [
+        forecaster.here(clock),
+        *((of_split if cluster.count > 1 else forecaster).on(cluster, price) for cluster in clusters),
+    ]
 
     skeleton, options = checkpoint.skeleton(), recipe.training
     names = checkpoint.ternary_modules(name for name, _ in skeleton.named_modules())
@@ -108,9 +114,20 @@ def plan_warmup(
         free_disk_bytes=None,
         files=[],
         forecasts=forecasts,
-        notes=list(_notes(recipe, forecasts)),
+        notes=list(_notes(recipe, split, forecasts)),
         recipe=recipe.model_dump(mode="json"),
     )
+
+
+def _split(recipe: Recipe, checkpoint: Checkpoint, clusters: Sequence[Cluster]) -> Recipe:
+    """The recipe as GPUs follow it that split the model, if there are some among those that are asked about."""
+    for cluster in clusters:
+        if cluster.count > 1:
+            try:
+                return settle_split(recipe, checkpoint)
+            except UsageError as error:
+                raise UsageError(f"--gpu {cluster.name}: {error.message}", error.hint) from error
+    return settle(recipe, checkpoint)
 
 
 def disk_of_training(checkpoint: Checkpoint, recipe: Recipe, reporter: Reporter) -> int:
@@ -336,7 +353,10 @@ def _at_hand(overrides: Sequence[str]) -> bool:
     return "optimizer.name=adamw8bit" not in overrides or importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
+def _notes(recipe: Recipe, split: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
+    if others := differing(recipe, split):
+        decided = ", ".join(f"{key}={value}" for key, (_, value) in others.items())
+        yield f"GPUs that split the model train with {decided}: none of them could fit its layers, which it lacks."
     if any(forecast.gpus > 1 for forecast in forecasts):
         yield (
             "Several GPUs split the model (FSDP2): layers are gathered in float32 while others compute, at 75 % of "
@@ -364,7 +384,7 @@ def _notes(recipe: Recipe, forecasts: list[Forecast]) -> Iterator[str]:
             "linear. Here the first linears that it pays for stand for those that it will find."
         )
     if not recipe.data.sources:
-        yield "The time to sample a text from the model comes on top; --data gives one."
+        yield "The time to sample a text from the model comes on top; --data gives one, and split models need one."
     yield "Loading, and tokenizing a new text, come on top; measuring assumes a text of ten times data.held_out_tokens."
 
 

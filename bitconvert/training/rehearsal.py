@@ -385,12 +385,15 @@ class Timing:
 
 
 def timing(checkpoint: Checkpoint, recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> Timing:
-    """Time two models of few layers at real work, and from their difference tell the time of all layers."""
+    """Time two models of few layers at real work, and from their difference tell the time of all layers.
+
+    Where other programs are busy, what takes longer may have been timed as shorter: no difference counts below 0.
+    """
     layers = checkpoint.complete.num_hidden_layers
     few, many = (min(layers, slice_) for slice_ in _SLICES)
     of_few, of_many = (_times(checkpoint, recipe, count, clock) for count in (few, many))
     extrapolated = {
-        name: seconds + (seconds - of_few[name]) * (layers - many) / max(1, many - few)
+        name: seconds + max(0.0, seconds - of_few[name]) * (layers - many) / max(1, many - few)
         for name, seconds in of_many.items()
     }
     names = [phase.name for phase in phases(recipe)]
@@ -437,7 +440,7 @@ def _evaluation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> dict[
     one, three = (
         statistics.median(_seconds(partial(rehearsal.evaluate, count), clock) for _ in range(3)) for count in (1, 3)
     )
-    return {"one batch": one, "batch": (three - one) / 2}
+    return {"one batch": one, "batch": max(0.0, three - one) / 2}
 
 
 def _initialisation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> dict[str, float]:
@@ -448,7 +451,8 @@ def _initialisation_times(rehearsal: Rehearsal, clock: Callable[[], float]) -> d
 
     rehearsal.initialise(1, 1)
     once, more_text, once_more = seconds(1, 1), seconds(2, 1), seconds(1, 2)
-    return {"begun": 2 * once - more_text, "taken in": more_text - once, "gone over again": once_more - once}
+    differences = {"begun": 2 * once - more_text, "taken in": more_text - once, "gone over again": once_more - once}
+    return {name: max(0.0, difference) for name, difference in differences.items()}
 
 
 def _initialisation(seconds: dict[str, float], recipe: Recipe) -> float:

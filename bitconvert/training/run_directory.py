@@ -15,7 +15,7 @@ from bitconvert.models.location import locate
 from bitconvert.models.manifest import require_free
 from bitconvert.models.record import read_record, save_record
 from bitconvert.ranks import is_main
-from bitconvert.recipe import OptionsT, read_options
+from bitconvert.recipe import OptionsT, differing, read_options
 from bitconvert.report.reporter import Reporter
 from bitconvert.training.layers import FittedLayers
 from bitconvert.training.metrics import METRICS
@@ -201,7 +201,7 @@ def _require_unfinished(run_directory: Path, output: Path) -> None:
 
 def _change(run_directory: Path, begun: OptionsT, options: OptionsT, reporter: Reporter) -> None:
     """Go on with other options where that is possible, and write them down."""
-    changed = _differing(begun, options)
+    changed = differing(begun, options)
     if not changed.keys() <= _MAY_CHANGE:
         raise UsageError(
             f"{run_directory}: was begun with other options ({', '.join(sorted(changed.keys() - _MAY_CHANGE))})",
@@ -214,19 +214,3 @@ def _change(run_directory: Path, begun: OptionsT, options: OptionsT, reporter: R
         fitted_layers(run_directory).forget()  # micro-batches are the steps of their fit
     with atomic_file(run_directory / RECIPE) as temporary:
         temporary.write_text(options.to_yaml(), encoding="utf-8")
-
-
-def _differing(one: OptionsT, other: OptionsT) -> dict[str, tuple[object, object]]:
-    """Dotted key -> values, of the options in which two recipes are not the same."""
-    ours, theirs = _options(one), _options(other)
-    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
-
-
-def _options(sections: BaseModel) -> dict[str, object]:
-    options: dict[str, object] = {}
-    for name, value in sections:
-        if isinstance(value, BaseModel):
-            options |= {f"{name}.{key}": option for key, option in value}
-        else:
-            options[name] = value
-    return options

@@ -57,8 +57,16 @@ def require_shardable(recipe: Recipe) -> None:
         if is_wanted:
             raise UsageError(
                 f"{key}: needs the whole model in each process, and training.shard splits it",
-                f"--set {key}={instead}, or --set training.shard=false",
+                f"--set {key}={instead}, or leave the model whole (training.shard=false)",
             )
+
+
+def require_text(recipe: Recipe) -> None:
+    """Refuse to sample a text from a model that is split.
+
+    Raises:
+        UsageError: the recipe names none.
+    """
     if not recipe.data.sources:
         raise UsageError("data.sources: a model that is split cannot sample a text of its own", "give one with --data")
 

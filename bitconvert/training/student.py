@@ -12,7 +12,7 @@ from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.recipe import Recipe
 from bitconvert.ternary.bitlinear import Lambda, insert_bitlinear, learn_scales, train_low_rank
-from bitconvert.training.sharding import fill, is_sharded, require_shardable, shard
+from bitconvert.training.sharding import fill, is_sharded, require_shardable, require_text, shard
 
 
 def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -24,6 +24,7 @@ def require_trainable(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """
     if is_sharded(recipe):
         require_shardable(recipe)
+        require_text(recipe)
     if is_trained_on(checkpoint):
         _require_trained_on(checkpoint, recipe)
     checkpoint.require_context(recipe.training.context, f"--set training.context={checkpoint.max_context}")
@@ -39,6 +40,18 @@ def is_trained_on(checkpoint: Checkpoint) -> bool:
 def settle(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     """What a recipe says of a model, with each ``auto`` decided."""
     return recipe.settled(checkpoint.parameters, is_ternary=is_trained_on(checkpoint), is_sharded=is_sharded(recipe))
+
+
+def settle_split(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The same for processes that split the model, which need not be there.
+
+    Raises:
+        UsageError: the recipe asks for what needs the whole model in one of them.
+    """
+    is_ternary = is_trained_on(checkpoint)
+    recipe = recipe.settled(checkpoint.parameters, is_ternary=is_ternary, is_sharded=True)
+    require_shardable(recipe)
+    return recipe
 
 
 def _require_groups(checkpoint: Checkpoint, size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.table import Table
 from rich.text import Text
@@ -67,18 +67,30 @@ def _file_table(files: list[ForeseenFile]) -> Table:
 def _forecast_table(forecasts: list[Forecast]) -> Table:
     """A column for each device: memory by kind, time by kind."""
     table = new_table("at the peak of memory", *(forecast.device for forecast in forecasts))
-    for kind in dict.fromkeys(kind for forecast in forecasts for kind in forecast.memory):
+    for kind in _merged(forecast.memory for forecast in forecasts):
         table.add_row(f"  {kind}", *(in_bytes(f.memory[kind]) if kind in f.memory else "" for f in forecasts))
     memory = "memory of each" if any(forecast.gpus > 1 for forecast in forecasts) else "memory"
     table.add_row(memory, *(Text(in_bytes(f.peak_bytes), "bold" if f.fits else "bold red") for f in forecasts))
     table.add_row("  of", *(in_bytes(f.capacity_bytes) + ("" if f.fits else ": too little") for f in forecasts))
-    for kind in dict.fromkeys(kind for forecast in forecasts for kind in forecast.seconds):
+    for kind in _merged(forecast.seconds for forecast in forecasts):
         table.add_row(f"  {kind}", *(in_seconds(f.seconds[kind]) if kind in f.seconds else "" for f in forecasts))
     table.add_row("time", *(Text(_forecast_time(f), "bold") for f in forecasts))
     for name, told in _ONLY_OF_GPUS.items():
         if any(told(forecast) for forecast in forecasts):
             table.add_row(name, *map(told, forecasts))
     return table
+
+
+def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
+    """All names, each after what comes before it where it is told."""
+    merged: list[str] = []
+    for order in orders:
+        place = 0
+        for name in order:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
 
 
 def _forecast_time(forecast: Forecast) -> str:

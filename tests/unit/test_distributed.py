@@ -20,7 +20,7 @@ from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.recipe import load_recipe, recipe_directory
 from bitconvert.report.reporter import Silent
 from bitconvert.training.run_directory import Interrupted
-from bitconvert.training.sharding import require_shardable
+from bitconvert.training.sharding import require_shardable, require_text
 from bitconvert.training.trainer import WarmupTrainer, training_arguments
 from bitconvert.training.warmup import warmup
 from tests.models import write_model
@@ -232,7 +232,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(needs_it_whole: str, stor
 
 def test_a_split_model_cannot_sample_a_text() -> None:
     with pytest.raises(UsageError, match="cannot sample a text"):
-        require_shardable(load_recipe(None, SETS))
+        require_text(load_recipe(None, SETS))
 
 
 def test_checkpoints_are_safetensors_and_hold_all(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 from collections import Counter
 from dataclasses import asdict
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,16 @@ def test_what_does_not_fit_is_not_timed_but_told_how_it_would(smollm: Path, monk
     assert here.remedies["training.micro_batch_size=1"] <= here.capacity_bytes
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_is_busy_meanwhile_makes_no_time_negative(tmp_path: Path, seed: int) -> None:
+    checkpoint = open_checkpoint(str(write_model(tmp_path / "deep", "smollm2", layers=30)))
+    interruptions = random.Random(seed)
+    moments = accumulate(interruptions.expovariate(1) for _ in count())
+    recipe = small("init.method=blockwise", "lam.curve=instant")
+    here = plan_warmup(checkpoint, recipe, reporter=Silent(), clock=lambda: next(moments)).forecasts[0]
+    assert all(seconds >= 0 for seconds in here.seconds.values()), here.seconds
+
+
 @pytest.mark.parametrize(
     ("override", "names"),
     [
@@ -321,6 +332,26 @@ def test_a_batch_that_gpus_cannot_share_is_refused(smollm: Path) -> None:
     with pytest.raises(UsageError, match="--gpu 8xh100: training.batch_size 4 does not divide by 16") as refused:
         plan_warmup(open_checkpoint(str(smollm)), small(), [Cluster(GPUS["h100"], 8)], reporter=Silent())
     assert refused.value.hint.startswith("--set training.batch_size=16")
+
+
+def test_gpus_that_split_a_model_are_foreseen_with_what_they_can_do(smollm: Path) -> None:
+    batch = ("training.batch_size=16", "training.micro_batch_size=1", "training.tokens=16384")
+    recipe = small("init.method=auto", "lam.curve=auto", *batch)
+    clusters = [Cluster(GPUS["h100"], count) for count in (1, 8)]
+    plan = plan_warmup(open_checkpoint(str(smollm)), recipe, clusters, reporter=Silent())
+    here, one, eight = (forecast.seconds.keys() for forecast in plan.forecasts)
+    assert "initialisation" in here & one
+    assert "initialisation" not in eight
+    assert "training, λ < 1" in eight - one
+    note = "GPUs that split the model train with lam.curve=linear, init.method=none"
+    assert any(each.startswith(note) for each in plan.notes), plan.notes
+
+
+def test_what_a_split_model_cannot_do_is_refused_before_it_is_begun(smollm: Path) -> None:
+    recipe, clusters = small("scaling.estimator=learned"), [Cluster(GPUS["h100"], 8)]
+    with pytest.raises(UsageError, match="--gpu 8xh100: scaling.estimator: needs the whole model") as refused:
+        plan_warmup(open_checkpoint(str(smollm)), recipe, clusters, reporter=Silent())
+    assert refused.value.hint.startswith("--set scaling.estimator=mse")
 
 
 @pytest.mark.slow
