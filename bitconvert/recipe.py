@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -437,13 +439,39 @@ def _load(
     kind: type[OptionsT], path: Path | None, beneath: dict[str, Any], overrides: Iterable[str], hint: str
 ) -> OptionsT:
     values = _read_yaml(path) if path else beneath
-    for override in overrides:
-        _apply(values, override)
+    changed = {_apply(values, override) for override in overrides}
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_tell(problem) for problem in error.errors()]
-        raise UsageError(f"{path or 'recipe'}: " + "; ".join(problems), hint) from error
+        raise UsageError(_told(error, str(path or "recipe"), changed, kind), hint) from error
+
+
+def _told(error: ValidationError, origin: str, changed: set[str], kind: type[BaseModel]) -> str:
+    """Every problem of a recipe, those of overrides apart from those of what they change."""
+    of_overrides, others = [], []
+    for problem in error.errors():
+        is_unknown = problem["type"] == "extra_forbidden"
+        override = _override_of(problem, changed, is_unknown)
+        told = _tell_unknown(override or _key(problem), kind) if is_unknown else _tell(problem)
+        if override:
+            of_overrides.append(f"--set {told}")
+        else:
+            others.append(told)
+    return "; ".join([*of_overrides, *([f"{origin}: {'; '.join(others)}"] if others else [])])
+
+
+def _override_of(problem: Any, changed: set[str], is_unknown: bool) -> str | None:
+    """The override that a problem is one of; an unknown section is one of the key that was to be in it."""
+    key = _key(problem)
+    return next(
+        (each for each in changed if f"{key}.".startswith(f"{each}.") or (is_unknown and each.startswith(f"{key}."))),
+        None,
+    )
+
+
+def _tell_unknown(key: str, kind: type[BaseModel]) -> str:
+    alike = get_close_matches(key, _options(kind()), n=1)
+    return f"{key}: unknown key" + (f", did you mean {alike[0]}?" if alike else "")
 
 
 def packing_options(**given: Any) -> Packing:
@@ -483,11 +511,12 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in recipe_directory().glob("*.yaml"))
 
 
-def recipe_keys() -> list[str]:
-    """Every key that ``--set`` can change, dotted."""
-    sections = recipe_sections()
-    own = [name for name in Recipe.model_fields if name not in sections]
-    return own + [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+def recipe_defaults() -> dict[str, str]:
+    """Every key that ``--set`` can change, dotted, with its default as ``--set`` takes it."""
+    document, sections = Recipe().model_dump(mode="json"), recipe_sections()
+    defaults = {name: value for name, value in document.items() if name not in sections}
+    defaults |= {f"{name}.{key}": value for name in sections for key, value in document[name].items()}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in defaults.items()}
 
 
 def recipe_sections() -> dict[str, type[BaseModel]]:
@@ -519,8 +548,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Write ``a.b=c`` into nested dictionaries; unknown keys are left for the models to refuse."""
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Write ``a.b=c`` into nested dictionaries and return ``a.b``; unknown keys are left for the models to refuse."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
@@ -533,6 +562,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         values = child
     values[keys[-1]] = _yaml_value(override, text)
+    return ".".join(keys)
 
 
 def _yaml_value(override: str, text: str) -> Any:
@@ -579,11 +609,12 @@ def _parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
+def _key(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"])
+
+
 def _tell(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    return f"{_key(problem)}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
 
 
 def _options(sections: BaseModel) -> dict[str, object]:

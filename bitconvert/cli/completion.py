@@ -11,10 +11,15 @@ def recipe_names(incomplete: str) -> list[str]:
 
 
 def recipe_keys(incomplete: str) -> list[str]:
-    """The keys that ``--set`` changes, each with its ``=``."""
-    from bitconvert.recipe import recipe_keys
+    """The keys that ``--set`` changes, each with its ``=``; the only one that is left also with its default.
 
-    return _that_begin(incomplete, [f"{key}=" for key in recipe_keys()])
+    Two that begin alike keep a shell from writing a space behind the ``=``.
+    """
+    from bitconvert.recipe import recipe_defaults
+
+    defaults = recipe_defaults()
+    keys = _that_begin(incomplete, [f"{key}=" for key in defaults])
+    return [*keys, f"{keys[0]}{defaults[keys[0][:-1]]}"] if len(keys) == 1 else keys
 
 
 def format_names(incomplete: str) -> list[str]:

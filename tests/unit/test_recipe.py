@@ -141,5 +141,5 @@ def test_so_are_the_weights_of_the_loss(
 
 @pytest.mark.parametrize("weight", ["-1", ".nan", ".inf", "much", "[1]"])
 def test_a_weight_of_the_loss_is_auto_or_a_number(weight: str) -> None:
-    with pytest.raises(UsageError, match=r"recipe: distill\.kl: must be auto, or a number from 0 on$"):
+    with pytest.raises(UsageError, match=r"^--set distill\.kl: must be auto, or a number from 0 on$"):
         load_recipe(None, [f"distill.kl={weight}"])

@@ -11,7 +11,7 @@ import yaml
 
 from bitconvert.errors import ExitCode
 from bitconvert.packing.formats import FORMATS
-from bitconvert.recipe import recipe_directory, recipe_keys
+from bitconvert.recipe import recipe_defaults, recipe_directory
 from docs.generator.commands import commands, prints_json
 from docs.generator.python import public_objects, told_parameters
 from docs.generator.reference import reference
@@ -45,7 +45,7 @@ def test_every_command_prints_json_and_has_a_schema() -> None:
 
 
 def test_every_key_format_and_exit_code_is_told() -> None:
-    assert all(f"| `{key}` |" in PAGES["recipe.md"] for key in recipe_keys())
+    assert all(f"| `{key}` |" in PAGES["recipe.md"] for key in recipe_defaults())
     assert all(f"| `{name}` |" in PAGES["formats.md"] for name in FORMATS)
     assert all(f"| {code.value} |" in PAGES["exit-codes.md"] for code in ExitCode)
 
