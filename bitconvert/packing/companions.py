@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from bitconvert.models.checkpoint import HUB_ID
 from bitconvert.models.gguf_file import SHARD_NAME
 from bitconvert.models.lineage import HeldOut, Origin, library_versions
-from bitconvert.packing.formats import FORMATS
+from bitconvert.packing.formats import FORMATS, runs_in
 from bitconvert.packing.job import PackJob
 from bitconvert.report.evaluation import EvalReport
 from bitconvert.report.packing import PackedFile
@@ -130,10 +130,14 @@ def _origin(job: PackJob) -> str:
 def _file_table(job: PackJob, files: list[PackedFile]) -> str:
     rows = [
         f"| `{_relative(job, file.path)}` | {file.nbytes / 1e6:.1f} MB | {file.bits_per_weight:.2f} "
-        f"({_linear_bits(file)}) | {FORMATS[file.format].runs_in} |"
+        f"({_linear_bits(file)}) | {_runs_in(file)} |"
         for file in files
     ]
     return "\n".join(["| file | size | bits per weight | runs in |", "|---|---|---|---|", *rows])
+
+
+def _runs_in(file: PackedFile) -> str:
+    return runs_in(FORMATS[file.format], {tensor.type for tensor in file.tensors if tensor.ternary})
 
 
 def _linear_bits(file: PackedFile) -> str:

@@ -59,6 +59,10 @@ class GgufFile(Container[GgufFormat]):
             file.begin()
             return file.nbytes
 
+    def types(self, job: PackJob, form: GgufFormat) -> set[str]:
+        """See ``Container``."""
+        return {tensor.type.name for tensor in plan_tensors(job, form) if tensor.form is not None}
+
     @contextmanager
     def open(self, job: PackJob, form: GgufFormat) -> Iterator[Output]:
         """See ``Container``; a matrix whose rows the format does not divide gets the next best, with a note."""

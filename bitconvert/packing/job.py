@@ -197,6 +197,10 @@ class Container(ABC, Generic[FormatT]):
         What is told of the training adds some hundred bytes to a file that holds it.
         """
 
+    def types(self, job: PackJob, form: FormatT) -> set[str]:
+        """The types that ternary matrices will have, where the format alone does not decide it."""
+        return set()
+
     @abstractmethod
     def open(self, job: PackJob, form: FormatT) -> AbstractContextManager[Output]:
         """Begin an output; its files are closed when the ``with`` block ends."""

@@ -15,7 +15,7 @@ from bitconvert.models.checkpoint import Checkpoint
 from bitconvert.models.manifest import require_free, write_manifest
 from bitconvert.packing.companions import write_companions
 from bitconvert.packing.fill import fill
-from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold
+from bitconvert.packing.formats import FORMATS, Format, find_format, formats_that_hold, runs_in
 from bitconvert.packing.gguf_file import GgufFile
 from bitconvert.packing.job import Container, PackJob
 from bitconvert.packing.onnx_directory import OnnxDirectory
@@ -127,16 +127,15 @@ def foresee_files(checkpoint: Checkpoint, options: Packing, scaling: Scaling) ->
     """
     wanted, job = {form.name for form in _formats(options)}, _foreseen(checkpoint, options, scaling)
     refusals = _refusals(job, list(FORMATS.values()))
-    return [
-        ForeseenFile(
-            form.name,
-            wanted=form.name in wanted,
-            nbytes=None if form.name in refusals else CONTAINERS[form.container].nbytes(job, form),
-            refusal=refusals[form.name].message if form.name in refusals else "",
-            runs_in=form.runs_in,
-        )
-        for form in FORMATS.values()
-    ]
+    return [_foreseen_file(job, form, form.name in wanted, refusals.get(form.name)) for form in FORMATS.values()]
+
+
+def _foreseen_file(job: PackJob, form: Format, wanted: bool, refusal: BitconvertError | None) -> ForeseenFile:
+    if refusal is not None:
+        return ForeseenFile(form.name, wanted, nbytes=None, refusal=refusal.message, runs_in=form.runs_in)
+    container = CONTAINERS[form.container]
+    nbytes, types = container.nbytes(job, form), container.types(job, form)
+    return ForeseenFile(form.name, wanted, nbytes, refusal="", runs_in=runs_in(form, types))
 
 
 def _foreseen(checkpoint: Checkpoint, options: Packing, scaling: Scaling) -> PackJob:

@@ -11,7 +11,7 @@ from huggingface_hub import metadata_load
 from bitconvert.models.checkpoint import open_checkpoint
 from bitconvert.models.latent import ONLINE_BITNET
 from bitconvert.models.lineage import HeldOut, Lineage
-from bitconvert.packing.pack import pack
+from bitconvert.packing.pack import foresee_files, pack
 from bitconvert.recipe import Packing, Scaling
 from bitconvert.report.packing import PackReport
 from bitconvert.report.reporter import Silent
@@ -135,3 +135,16 @@ def test_what_a_user_must_know_of_a_file_stands_in_card_and_modelfile(tmp_path: 
     run(model, tmp_path / "out", "q2_0", round_plain=True)
     for name in ("README.md", "Modelfile"):
         assert "llama.cpp takes the long rope factors" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_file_of_several_types_runs_where_all_of_them_do(tmp_path: Path, latent: Path) -> None:
+    model = write_model(tmp_path / "narrow", "smollm2", hidden_size=64, intermediate_size=256)
+    row = "its matrices in Q2_0: recent llama.cpp (CPU, CUDA, Metal, Vulkan), recent Ollama |"
+    report = run(model, tmp_path / "out", "tq2_0", round_plain=True)
+    assert {tensor.type for tensor in report.files[0].tensors if tensor.ternary} == {"TQ2_0", "Q2_0"}
+    assert row in (tmp_path / "out" / "README.md").read_text()
+    run(latent, tmp_path / "wide", "tq2_0", "q8_0")
+    assert "its matrices in" not in (tmp_path / "wide" / "README.md").read_text()
+    foreseen = {file.format: file.runs_in for file in foresee_files(open_checkpoint(str(model)), Packing(), Scaling())}
+    assert foreseen["tq2_0"].endswith(row.removesuffix(" |"))
+    assert "Q2_0:" not in foreseen["q2_0"] + foreseen["q8_0"]

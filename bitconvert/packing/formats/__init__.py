@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from bitconvert.errors import UsageError
-from bitconvert.packing.formats.base import Format, GgufFormat
+from bitconvert.packing.formats.base import EVERYWHERE, Format, GgufFormat
 from bitconvert.packing.formats.bf16 import BF16
 from bitconvert.packing.formats.compressed_tensors import CompressedTensors
 from bitconvert.packing.formats.f16 import F16
@@ -26,7 +28,7 @@ FALLBACKS: tuple[GgufFormat, ...] = (Q2_0(), Q8_0(), F16())
 """Where the ternary rows of a GGUF file go that its own type cannot hold, best first. All of them keep every code and
 scale. Q4_0, llama-quantize's choice, stores one sign of each block at 7/8 of its size and ruins a ternary model."""
 
-__all__ = ["FALLBACKS", "FORMATS", "Format", "GgufFormat", "find_format", "formats_that_hold"]
+__all__ = ["FALLBACKS", "FORMATS", "Format", "GgufFormat", "find_format", "formats_that_hold", "runs_in"]
 
 
 def formats_that_hold(scaling: Scaling) -> list[str]:
@@ -41,5 +43,18 @@ def find_format(name: str) -> Format:
         UsageError: there is none of this name.
     """
     if name.lower() not in FORMATS:
-        raise UsageError(f"{name}: no such format", f"formats: {', '.join(FORMATS)}")
+        raise UsageError(f"{name}: no such format", f"formats: {', '.join(FORMATS)}, or all")
     return FORMATS[name.lower()]
+
+
+def runs_in(form: Format, types: Container[str]) -> str:
+    """The runtimes that compute with a file, in words.
+
+    Args:
+        form: of the file.
+        types: that its ternary matrices have; those whose rows the format cannot hold have another.
+    """
+    others = [
+        row for row in FALLBACKS if row.type.name in types and row.name != form.name and row.runs_in != EVERYWHERE
+    ]
+    return "; ".join([form.runs_in, *(f"its matrices in {row.type.name}: {row.runs_in}" for row in others)])

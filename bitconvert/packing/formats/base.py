@@ -23,6 +23,9 @@ _LARGEST_ROUNDING = 0.005
 """Relative error that rounding a scale to float16 may bring; ordinary scales lose at most 2**-11."""
 
 
+EVERYWHERE = "everything that reads GGUF"
+
+
 class Format(ABC):
     """One way to store a ternary matrix.
 

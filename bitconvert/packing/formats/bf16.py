@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from bitconvert.models import gguf_types
-from bitconvert.packing.formats.base import Bytes, GgufFormat, block_scales
+from bitconvert.packing.formats.base import EVERYWHERE, Bytes, GgufFormat, block_scales
 from bitconvert.ternary.quantize import TernaryTensor
 
 
@@ -15,7 +15,7 @@ class BF16(GgufFormat):
     """A bfloat16 per weight: a block of one, whose scale is the weight's magnitude, as near as bfloat16 has it."""
 
     type = gguf_types.BF16
-    runs_in = "everything that reads GGUF"
+    runs_in = EVERYWHERE
     note = "bfloat16 rounds each scale by up to 0.4 %: the codes are those of the other formats, the weights are not"
 
     def encode(self, tensor: TernaryTensor) -> Bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from bitconvert.models import gguf_types
-from bitconvert.packing.formats.base import Bytes, GgufFormat
+from bitconvert.packing.formats.base import EVERYWHERE, Bytes, GgufFormat
 from bitconvert.ternary.quantize import TernaryTensor
 
 
@@ -14,7 +14,7 @@ class F16(GgufFormat):
     """A float16 per weight: a block of one, whose scale is the weight's magnitude."""
 
     type = gguf_types.F16
-    runs_in = "everything that reads GGUF"
+    runs_in = EVERYWHERE
 
     def encode(self, tensor: TernaryTensor) -> Bytes:
         """See ``GgufFormat``; exact, because +-scale is a float16."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from bitconvert.models import gguf_types
-from bitconvert.packing.formats.base import BlockFormat, Bytes
+from bitconvert.packing.formats.base import EVERYWHERE, BlockFormat, Bytes
 
 
 class Q8_0(BlockFormat):
     """One code a byte, scale first."""
 
     type = gguf_types.Q8_0
-    runs_in = "everything that reads GGUF"
+    runs_in = EVERYWHERE
     scale_first = True
 
     def _pack(self, trits: Bytes) -> Bytes:
