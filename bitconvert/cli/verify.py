@@ -12,7 +12,7 @@ from bitconvert.errors import BitconvertError
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(help="What warmup, pack, unpack or demo made, with its SHA256SUMS.")],
+    directory: Annotated[Path, typer.Argument(help="What any of these commands made, with its SHA256SUMS.")],
     as_json: Json = False,
 ) -> None:
     """Check that every file of an output is as it was written."""

@@ -18,7 +18,7 @@ from bitconvert.models.packed import has_int8_activations
 from bitconvert.report.inspection import EnergyReport, EnergyRow, TensorReport
 
 CONTEXT = 512
-"""Tokens of the text, as in the papers: it decides what attention costs beside the linears."""
+"""Tokens of the text, as in the papers, where the model takes so many: they decide what attention costs."""
 
 _SOURCE = (
     "7 nm: Jouppi et al., Ten Lessons From Three Generations Shaped Google's TPUv4i (ISCA 2021), table 2, after "
@@ -95,7 +95,7 @@ def estimate_energy(checkpoint: Checkpoint, tensors: Iterable[TensorReport]) -> 
     tensors = tuple(tensors)
     rows = tuple(_rows([*_matrix_products(checkpoint, tensors), _attention(checkpoint)]))
     return EnergyReport(
-        context=CONTEXT,
+        context=_context(checkpoint),
         rows=rows,
         joules_per_token=sum(row.joules for row in rows),
         fp16_joules_per_token=sum(row.fp16_joules for row in rows),
@@ -160,12 +160,18 @@ def _arithmetic(checkpoint: Checkpoint, tensor: TensorReport) -> Arithmetic:
 def _attention(checkpoint: Checkpoint) -> Product:
     """Queries with the keys of all tokens, and what comes of it with their values."""
     heads = int(checkpoint.complete.num_attention_heads)
-    return Product("attention", FP16, 2 * _layers(checkpoint) * heads * head_dim(checkpoint.complete) * CONTEXT)
+    return Product(
+        "attention", FP16, 2 * _layers(checkpoint) * heads * head_dim(checkpoint.complete) * _context(checkpoint)
+    )
 
 
 def _kv_bytes(checkpoint: Checkpoint) -> int:
     """Of a key and a value of each layer, in FP16."""
     return 2 * 2 * _layers(checkpoint) * int(checkpoint.complete.num_key_value_heads) * head_dim(checkpoint.complete)
+
+
+def _context(checkpoint: Checkpoint) -> int:
+    return min(CONTEXT, checkpoint.max_context)
 
 
 def _layers(checkpoint: Checkpoint) -> int:

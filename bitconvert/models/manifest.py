@@ -70,9 +70,7 @@ def read_manifest(directory: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
     except FileNotFoundError as error:
-        raise BitconvertError(
-            f"{path}: missing", "give a directory that `bitconvert warmup`, `pack` or `unpack` wrote"
-        ) from error
+        raise BitconvertError(f"{path}: missing", "give a directory that bitconvert wrote") from error
     except OSError as error:
         raise BitconvertError(f"{path}: cannot be read ({error.strerror})", "restore the file") from error
     entries: dict[str, str] = {}

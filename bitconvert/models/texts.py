@@ -133,7 +133,7 @@ def _read_json_lines(file: Path) -> Iterator[str]:
 
 def _parse_json(file: Path, number: int, line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise _not_utf8(file, number) from error
     except (

@@ -18,16 +18,16 @@ def require_packages(recipe: Recipe) -> None:
         UsageError: a package is not installed, or wandb has no account to write to.
     """
     if recipe.optimizer.name == "adamw8bit":
-        _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which")
+        _require("bitsandbytes", "optimizer.name: adamw8bit needs bitsandbytes, which", extra="optim8bit")
     for tracker in recipe.training.trackers:
-        _require(tracker, f"training.trackers: {tracker}")
+        _require(tracker, f"training.trackers: {tracker}", extra=tracker)
     if "wandb" in recipe.training.trackers:
         _require_account()
 
 
-def _require(package: str, wanted_by: str) -> None:
+def _require(package: str, wanted_by: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{wanted_by} is not installed", f"pip install {package}")
+        raise UsageError(f"{wanted_by} is not installed", f"pip install 'bitconvert[{extra}]'")
 
 
 def _require_account() -> None:

@@ -160,13 +160,15 @@ class _Forecaster:
         """On this machine; on its GPU if there is one."""
         memory, capacity = self._memory(None, self._program), _free_bytes()
         fits = sum(memory.values()) <= capacity
+        seconds = self._measured(clock) if fits else {}
         return Forecast(
             device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"this machine, {_cpus()}",
             memory=memory,
             capacity_bytes=capacity,
-            seconds=self._measured(clock) if fits else {},
+            seconds=seconds,
             measured=True,
             remedies={} if fits else self._remedies(None, self._program, capacity),
+            tokens_per_second=self._tokens_per_second(seconds) if fits else None,
         )
 
     def on(self, cluster: Cluster, price: float | None = None) -> Forecast:
@@ -175,7 +177,6 @@ class _Forecaster:
         memory, capacity = self._memory(bf16, CONTEXT_BYTES, gpus=cluster.count), cluster.gpu.memory * 2**30
         fits = sum(memory.values()) <= capacity
         seconds = self._estimated(cluster, self._account(bf16))
-        training = sum(seconds[kind] for kind in (*self._phase_names, _UPDATES, _COMMUNICATION) if kind in seconds)
         return Forecast(
             device=cluster.name,
             memory=memory,
@@ -185,9 +186,14 @@ class _Forecaster:
             kernels=cluster.gpu.kernels.device if cluster.gpu.kernels else None,
             remedies={} if fits else self._remedies(bf16, CONTEXT_BYTES, capacity, cluster.count),
             gpus=cluster.count,
-            tokens_per_second=self.tokens / training,
+            tokens_per_second=self._tokens_per_second(seconds),
             cost=None if price is None else price * cluster.count * sum(seconds.values()) / 3600,
         )
+
+    def _tokens_per_second(self, seconds: dict[str, float]) -> float | None:
+        """While it trains."""
+        training = sum(seconds.get(kind, 0.0) for kind in (*self._phase_names, _UPDATES, _COMMUNICATION))
+        return self.tokens / training if training else None
 
     def _memory(
         self, bf16: bool | None, program: int, overrides: tuple[str, ...] = (), gpus: int = 1

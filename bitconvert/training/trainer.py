@@ -119,7 +119,7 @@ class WarmupTrainer(Trainer):
         self._original_ppl = self._held_out_ppl = math.nan  # until they are measured
         self._teacher = teacher
         self._parts: dict[str, Tensor | float] = {}
-        self._last_log = (time.monotonic(), 0)
+        self._began = self._last_log = (time.monotonic(), 0)
         self._flips = FlipMeter(student)
         if recipe.training.activation_checkpointing:
             student.activation_checkpointing_enable({"use_reentrant": False})
@@ -329,7 +329,7 @@ class WarmupTrainer(Trainer):
         if is_main():
             with self._metrics_file.open("a", encoding="utf-8") as file:
                 file.write(line_of(line))
-        self.reporter.metrics({**line, **self._outlook(metrics.get("tokens_per_second"))})
+        self.reporter.metrics({**line, **self._outlook()})
         if self._terms.asks_the_original != was_taught:
             self.reporter.note(_SURPASSED if was_taught else _FELL_BEHIND)
 
@@ -337,13 +337,14 @@ class WarmupTrainer(Trainer):
         self._original_ppl = metrics.get("original_ppl", self._original_ppl)
         self._held_out_ppl = metrics.get("held_out_ppl", self._held_out_ppl)
 
-    def _outlook(self, tokens_per_second: float | None) -> dict[str, float]:
+    def _outlook(self) -> dict[str, float]:
         """What the display adds to the numbers: how far the run is and what comes next."""
         options, step = self.recipe.training, self.state.global_step
         following = min(options.steps, (step // options.save_every + 1) * options.save_every)
         outlook: dict[str, float] = {"steps": options.steps, "next_checkpoint": following}
-        if tokens_per_second:
-            outlook["eta_seconds"] = (options.steps - step) * self.tokens_per_step / tokens_per_second
+        began, first = self._began
+        if step > first:
+            outlook["eta_seconds"] = (options.steps - step) * (time.monotonic() - began) / (step - first)
         return outlook
 
     def forget_metrics_after(self, step: int) -> None:
@@ -385,7 +386,7 @@ class WarmupTrainer(Trainer):
     def start_counting(self) -> None:
         """Begin to count tokens per second, and codes that change, from the current step."""
         self._flips.begin()
-        self._last_log = time.monotonic(), self.state.global_step
+        self._began = self._last_log = time.monotonic(), self.state.global_step
 
     def track_beginning(self) -> None:
         """Tell the trackers, which begin with the training, what was measured before it."""

@@ -50,7 +50,8 @@ def show_inspect(report: InspectReport) -> None:
 def _scale(tensor: TensorReport) -> str:
     if not tensor.scale:
         return ""
-    spread = f" ({tensor.scale.min:.3g} to {tensor.scale.max:.3g})" if tensor.scale.count > 1 else ""
+    low, high = f"{tensor.scale.min:.3g}", f"{tensor.scale.max:.3g}"
+    spread = f" ({low} to {high})" if low != high else ""
     return f"{tensor.scale.mean:.5g}{spread}"
 
 

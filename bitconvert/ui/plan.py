@@ -11,7 +11,7 @@ from bitconvert.report.packing import ForeseenFile
 from bitconvert.report.training import Forecast, WarmupPlan
 from bitconvert.ui.console import in_bytes, in_seconds, new_table, show_text, stdout
 
-_ONLY_OF_GPUS: dict[str, Callable[[Forecast], str]] = {
+_IF_KNOWN: dict[str, Callable[[Forecast], str]] = {
     "tokens/s": lambda forecast: f"{forecast.tokens_per_second:,.0f}" if forecast.tokens_per_second else "",
     "cost": lambda forecast: "" if forecast.cost is None else f"{forecast.cost:,.2f}",
 }
@@ -75,7 +75,7 @@ def _forecast_table(forecasts: list[Forecast]) -> Table:
     for kind in _merged(forecast.seconds for forecast in forecasts):
         table.add_row(f"  {kind}", *(in_seconds(f.seconds[kind]) if kind in f.seconds else "" for f in forecasts))
     table.add_row("time", *(Text(_forecast_time(f), "bold") for f in forecasts))
-    for name, told in _ONLY_OF_GPUS.items():
+    for name, told in _IF_KNOWN.items():
         if any(told(forecast) for forecast in forecasts):
             table.add_row(name, *map(told, forecasts))
     return table

@@ -86,6 +86,14 @@ def energy_of(model: Path) -> tuple[EnergyReport, dict[str, EnergyRow]]:
     return report, {row.part: row for row in report.rows}
 
 
+def test_the_text_is_no_longer_than_the_model_takes(tmp_path: Path) -> None:
+    contexts = {
+        limit: energy_of(write_model(tmp_path / str(limit), "llama2", max_position_embeddings=limit))[0].context
+        for limit in (256, 4096)
+    }
+    assert contexts == {256: 256, 4096: 512}
+
+
 @pytest.mark.parametrize(
     ("name", "linears", "kept", "head"),
     [

@@ -31,15 +31,15 @@ MISSING = [
     ("xllamacpp", "'bitconvert[llamacpp]'", "generate GGUF --prompt x --runtime llama.cpp"),
     ("xllamacpp", "'bitconvert[llamacpp]'", "pack MODEL --round --format q8_0 --embedding-type q6_k --output OUT"),
     ("onnx", "'bitconvert[onnx]'", "pack MODEL --round --format onnx --output OUT"),
-    ("bitsandbytes", "bitsandbytes", "warmup --model MODEL --output OUT --set optimizer.name=adamw8bit"),
+    ("bitsandbytes", "'bitconvert[optim8bit]'", "warmup --model MODEL --output OUT --set optimizer.name=adamw8bit"),
     ("lm_eval", "'bitconvert[tasks]'", "eval MODEL --tasks arc_easy"),
     (
         "tensorboard",
-        "tensorboard",
+        "'bitconvert[tensorboard]'",
         "warmup --model MODEL --output OUT --set training.trackers=[tensorboard]",
     ),
-    ("wandb", "wandb", "warmup --model MODEL --output OUT --set training.trackers=[wandb]"),
-    ("trackio", "trackio", "warmup --model MODEL --output OUT --set training.trackers=[trackio]"),
+    ("wandb", "'bitconvert[wandb]'", "warmup --model MODEL --output OUT --set training.trackers=[wandb]"),
+    ("trackio", "'bitconvert[trackio]'", "warmup --model MODEL --output OUT --set training.trackers=[trackio]"),
 ]
 """Module that is missing, what pip is told to install, a command line that needs it."""
 

@@ -113,7 +113,7 @@ def test_adamw8bit_without_its_package_is_refused_by_name(tmp_path: Path, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="adamw8bit needs bitsandbytes, which is not installed") as caught:
         training_arguments(options("adamw8bit"), tmp_path)
-    assert "pip install bitsandbytes" in caught.value.hint
+    assert "bitconvert[optim8bit]" in caught.value.hint
 
 
 def test_muon_orthogonalizes_hidden_matrices_alone_and_survives_saving() -> None:

@@ -116,6 +116,7 @@ def test_a_path_without_texts_is_refused_at_once(tmp_path: Path, name: str) -> N
         ("a.jsonl", b"", "holds no text"),
         ("a.jsonl", b'{"text": ""}\n', "holds no text"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"', "line 3: not JSON"),
+        ("a.jsonl", b'{"text": "a"\n{"text": "b"}\n', r"line 1: not JSON \(Expecting ',' delimiter at column 13\)"),
         ("a.jsonl", b'{"text": "a", "id": ' + b"1" * 5000 + b"}\n", "line 1: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "line 2: no string field 'text'"),
         ("a.jsonl", b'{"content": "a"}\n', "line 1: no string field 'text'"),
