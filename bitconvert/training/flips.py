@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from bitconvert.ternary.bitlinear import BitLinear
+from bitconvert.training.sharding import gathered, layers_that_are_split
 
 _SAMPLED = 2**16
 """Codes that are looked at in a matrix, at least a row. A share of one half has a standard error of 0.2 % then."""
@@ -18,10 +18,14 @@ _SAMPLED = 2**16
 def sampled_codes(model: nn.Module) -> dict[str, Tensor]:
     """The codes of a sample of each BitLinear's rows, by its name: int8, (rows, in), on its device.
 
-    Of a model that is split over processes there are none: no process has whole matrices to look at.
+    Of a model that is split over processes each layer is gathered for it: all of them have to ask together.
     """
-    linears = [(name, each) for name, each in model.named_modules() if isinstance(each, BitLinear)]
-    return {name: _sample(linear) for name, linear in linears if not isinstance(linear.weight, DTensor)}
+    codes: dict[str, Tensor] = {}
+    for prefix, layer in layers_that_are_split(model).items():
+        with gathered(layer):
+            linears = ((name, each) for name, each in layer.named_modules(prefix=prefix) if isinstance(each, BitLinear))
+            codes |= {name: _sample(linear) for name, linear in linears}
+    return codes
 
 
 def _sample(module: BitLinear) -> Tensor:

@@ -8,7 +8,8 @@ packed. Source: Zhao et al., "PyTorch FSDP" (arXiv 2304.11277); torch.distribute
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -145,6 +146,29 @@ def part_of(tensor: Tensor) -> Tensor:
 def is_split(model: PreTrainedModel) -> bool:
     """Whether a model's layers are split."""
     return isinstance(decoder_layers(model)[0], FSDPModule)
+
+
+@contextmanager
+def gathered(layer: nn.Module) -> Iterator[None]:
+    """A layer's whole weights, for a block that every process has to enter together."""
+    if not isinstance(layer, FSDPModule):
+        yield
+        return
+    layer.unshard()
+    try:
+        yield
+    finally:
+        layer.reshard()
+
+
+def layers_that_are_split(model: nn.Module) -> dict[str, nn.Module]:
+    """Those by name; of a model that is whole, the model itself."""
+    split = {name: each for name, each in model.named_modules() if name and _is_fsdp(each)}
+    return split or {"": model}
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return isinstance(module, FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:

@@ -53,11 +53,6 @@ class Snapshot:
         self.texts = texts
         self.codes = codes
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there was nothing to see: no process has the whole of a model that is split."""
-        return not self.texts
-
     def save(self, directory: Path) -> None:
         """Write it into a new directory, whole or not at all."""
         with atomic_directory(directory, overwrite=True) as unfinished:  # of an attempt that did not come far
@@ -78,9 +73,6 @@ class Snapshot:
             return cls(record.texts, load_file(directory / _CODES))
         except (OSError, SafetensorError) as error:
             raise BitconvertError(f"{directory / _CODES}: cannot be read ({error})", _REMEDY) from error
-
-
-NOTHING_SEEN = Snapshot((), {})
 
 
 def take_snapshot(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held_out: Windows) -> Snapshot:

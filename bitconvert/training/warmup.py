@@ -55,8 +55,8 @@ from bitconvert.training.run_directory import (
     resuming,
     tidied,
 )
-from bitconvert.training.sharding import is_sharded, is_split
-from bitconvert.training.snapshot import NOTHING_SEEN, Snapshot, take_snapshot
+from bitconvert.training.sharding import is_sharded, is_split, reshard
+from bitconvert.training.snapshot import Snapshot, take_snapshot
 from bitconvert.training.state import WEIGHTS
 from bitconvert.training.student import is_trained_on, make_student, require_trainable, settle, split_student
 from bitconvert.training.teacher import (
@@ -148,8 +148,6 @@ def _run(
 
     reporter.stage(f"saving {output}")
     after = _snapshot(trainer, tokenizer, lam=1.0)
-    if before.is_empty or after.is_empty:  # a run may be split for a part of it only
-        before = after = NOTHING_SEEN
     report = _report(output, recipe, trainer, run_directory, kept, seconds=time.monotonic() - started)
     trainer.accelerator.wait_for_everyone()  # until all have read what goes with the run
     if is_main():
@@ -315,12 +313,12 @@ def _train(
 
 
 def _snapshot(trainer: WarmupTrainer, tokenizer: PreTrainedTokenizerFast, lam: float) -> Snapshot:
-    """The model as it is now at a λ, computed as it is measured; nothing of one that no process has whole."""
+    """The model as it is now at a λ, computed as it is measured; by all processes together."""
     student, held_out = cast(PreTrainedModel, trainer.model), cast(Windows, trainer.eval_dataset)
-    if is_split(student):
-        return NOTHING_SEEN
     with trainer.lam.at(lam), trainer.accelerator.autocast():
-        return take_snapshot(student, tokenizer, held_out)
+        snapshot = take_snapshot(student, tokenizer, held_out)
+    reshard(student)
+    return snapshot
 
 
 def _initialise(trainer: WarmupTrainer, order: TrainingWindows, run_directory: Path, reporter: Reporter) -> None:

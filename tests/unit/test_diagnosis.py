@@ -83,6 +83,14 @@ def test_a_needed_package_that_does_not_import(monkeypatch: pytest.MonkeyPatch) 
     assert found.remedy == "pip install --upgrade 'gguf>=0.17.1'"
 
 
+def test_what_a_package_prints_does_not_reach_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module.importlib, "import_module", lambda name: print(f"Welcome to {name}!"))
+    assert module._required("gguf>=0.17.1").state == "ok"
+    assert capsys.readouterr() == ("", "Welcome to gguf!\n")
+
+
 def test_a_needed_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.1")
     found = module._required("gguf>=0.17.1")
@@ -138,3 +146,10 @@ def test_disk_where_things_will_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         told = named(found, name)
         assert told.found.endswith(f"GB free in {directory}")
         assert float(told.found.split()[0]) == pytest.approx(free, abs=1)
+
+
+def test_a_disk_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # root may write anywhere
+    here = named(tuple(module._disk()), "here")
+    assert (here.state, here.found) == ("broken", f"{tmp_path}: not writable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,12 +97,19 @@ def assert_same(one: Path, other: Path, tolerance: float) -> None:
     )
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, same in zip(ours, theirs, strict=True):
-        for key in line.keys() & {"loss", "kl", "ce", "grad_norm", "held_out_ppl", "original_ppl"}:
+        for key in line.keys() & {"loss", "kl", "ce", "grad_norm", "held_out_ppl", "original_ppl", "flips", "sparsity"}:
             assert math.isclose(line[key], same[key], rel_tol=tolerance), (key, line, same)
     ours, theirs = (load_file(each / "model.safetensors") for each in (one, other))
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         assert (weight - theirs[name]).abs().max() <= tolerance * weight.abs().max(), name
+
+
+def written(page: str) -> list[str]:
+    """The texts of a report."""
+    texts = re.findall(r"<p class=\"text\">(.*?)</p>", page, re.DOTALL)
+    assert len(texts) > 4
+    return texts
 
 
 @pytest.mark.parametrize("sets", [(), (SPLIT, "training.activation_checkpointing=true")], ids=["ddp", "fsdp2"])
@@ -115,6 +123,8 @@ def test_two_processes_train_what_one_trains(
     assert "[transformers]" not in done.stderr
     assert_same(alone, output, 2e-4)
     assert {file.name for file in output.iterdir()} == {file.name for file in alone.iterdir()}
+    ours, theirs = ((each / "report.html").read_text() for each in (output, alone))
+    assert written(ours) == written(theirs)
     assert open_checkpoint(str(output)).lineage is not None
     assert sorted(file.name for file in tmp_path.iterdir()) == ["stopped.py", "ternary"]
 
