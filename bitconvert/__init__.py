@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bitconvert.training.adapt import adapt
     from bitconvert.training.warmup import warmup
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "BitLinear": "bitconvert.ternary.bitlinear",
     "BitconvertError": "bitconvert.errors",

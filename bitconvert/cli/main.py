@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from bitconvert import __version__
 from bitconvert.cli.adapt import adapt
 from bitconvert.cli.compare import compare
 from bitconvert.cli.convert import convert
@@ -42,9 +43,7 @@ _LESS_MEMORY = "end other programs, or ask for less: a shorter --context, one --
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"bitconvert {version('bitconvert')}")
+        print(f"bitconvert {__version__}")
         raise typer.Exit
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitconvert import __version__
 from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Scaling
 
 LINEAGE_FILE = "bitconvert.json"
 
-_TOLD_VERSIONS = ("bitconvert", "torch", "transformers", "accelerate", "safetensors", "gguf")
+_TOLD_VERSIONS = ("torch", "transformers", "accelerate", "safetensors", "gguf")
 
 
 class HeldOut(BaseModel):
@@ -102,4 +103,4 @@ def read_lineage(directory: Path) -> Lineage | None:
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a model's weights become."""
     versions = {name: importlib.metadata.version(name) for name in _TOLD_VERSIONS}
-    return {"python": platform.python_version(), **versions}
+    return {"python": platform.python_version(), "bitconvert": __version__, **versions}

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bitconvert import __version__
 from bitconvert.recipe import shipped_recipes
 from tests.commands import document
 from tests.pages import ROOT, read
 
 PROJECT = tomllib.loads(read("pyproject.toml"))["project"]
-NAME = f"bitconvert-{PROJECT['version']}"
+NAME = f"bitconvert-{__version__}"
 
 
 def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -91,12 +92,12 @@ def test_the_wheel_works_anywhere(program: Path, tmp_path: Path) -> None:
 
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load(read("CITATION.cff"))
-    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert (citation["version"], citation["license"]) == (__version__, PROJECT["license"])
     assert citation["title"] == PROJECT["name"]
 
 
 def test_the_changelog_has_this_version() -> None:
-    assert f"## [{PROJECT['version']}]" in read("CHANGELOG.md")
+    assert f"## [{__version__}]" in read("CHANGELOG.md")
 
 
 def test_what_it_says_of_python_is_what_ruff_and_mypy_check() -> None:

@@ -119,11 +119,15 @@ def executable(path: Path, script: str) -> Path:
         ("echo 'ollama version is 0.9.1'", "ok", "0.9.1"),
         ("exit 3", "ok", "of unknown version"),
         ("exec sleep 60", "broken", "timed out"),
+        ("", "broken", "Permission denied"),
     ],
 )
 def test_programs_on_path(script: str, state: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executable(tmp_path / "llama-cli", script)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    if not script:  # root may run all but what nobody may
+        (tmp_path / "llama-cli").chmod(0o644)
+        monkeypatch.setattr(shutil, "which", lambda program: str(tmp_path / program))
     monkeypatch.setattr(module, "_VERSION_SECONDS", 0.5)
     told = named(tuple(module._runtimes()), "llama-cli")
     assert told.state == state

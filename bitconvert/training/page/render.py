@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
+from bitconvert import __version__
 from bitconvert.models.lineage import Lineage
 from bitconvert.recipe import Recipe
 from bitconvert.report.training import WarmupReport
@@ -120,7 +120,7 @@ def render_page(run: Run) -> str:
         grids=_grids(run),
         plot=charts,
         duration=_duration,
-        version=importlib.metadata.version("bitconvert"),
+        version=__version__,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
