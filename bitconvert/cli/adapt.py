@@ -34,7 +34,7 @@ def adapt(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a ternary model: train a LoRA adapter beside its weights."""
+    """Fine-tune a ternary model: a LoRA adapter beside its weights."""
     options = _resolve(recipe, data, held_out, overrides)
     if output is None:
         if model is None:

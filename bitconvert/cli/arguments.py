@@ -35,13 +35,21 @@ Overwrite = Annotated[
 Model = Annotated[
     str, typer.Argument(help="Hub id, Hugging Face directory, latent, baked or packed checkpoint, or GGUF file.")
 ]
-Original = Annotated[str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file.")]
+Original = Annotated[
+    str | None, typer.Option(help="The original: hub id, Hugging Face directory or GGUF file; a resumed run knows it.")
+]
 Texts = Annotated[
-    list[str] | None, typer.Option(help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        help="Text: .txt, .jsonl, .parquet, a directory, or a hub dataset. Repeatable. Default: sampled from the model."
+    ),
 ]
 HeldOutTexts = Annotated[list[str] | None, typer.Option(help="Text to measure on. Repeatable.")]
 RecipeName = Annotated[
-    str | None, typer.Option(help="A shipped recipe's name, or a YAML file.", autocompletion=recipe_names)
+    str | None,
+    typer.Option(
+        help="A shipped recipe's name, or a YAML file. Default: every key's default.", autocompletion=recipe_names
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

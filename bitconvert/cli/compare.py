@@ -32,7 +32,10 @@ def compare(
     ] = AnyRuntime.auto,
     as_json: Json = False,
 ) -> None:
-    """Let models answer the same prompts side by side, and measure each against the first."""
+    """Let models answer the same prompts side by side.
+
+    With --data each is measured against the first, too.
+    """
     from bitconvert.evaluation.arguments import check_comparison, check_generation
     from bitconvert.evaluation.prompts import read_prompts
     from bitconvert.models.texts import text_files

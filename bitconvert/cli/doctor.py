@@ -6,7 +6,10 @@ from bitconvert.cli.arguments import Json, print_json
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what is installed and found here, and how to get what is not. Exits with 1 if something needed is broken."""
+    """Show what is found here, and how to get what is not.
+
+    Exits with 1 if something that is needed is broken.
+    """
     from bitconvert.diagnosis import doctor as run
     from bitconvert.diagnosis import require_healthy
     from bitconvert.ui.doctor import show_doctor

@@ -27,7 +27,10 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show every tensor: type, shape, bits per weight, zeros, scale; or what differs between two models."""
+    """Show every tensor of a model, or what differs between two.
+
+    Of a tensor: its type, shape, bits per weight, zeros and scale.
+    """
     from bitconvert.evaluation.arguments import check_inspection
 
     check_inspection(other, against, energy, plot)

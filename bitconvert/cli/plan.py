@@ -44,7 +44,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Foresee memory, time, disk, cost and the files' sizes, also on GPUs."""
+    """Foresee memory, time, disk, cost and the files' sizes.
+
+    Here, and on GPUs that --gpu names.
+    """
     from bitconvert.training.gpus import cluster_of, read_kernels, with_kernels
 
     resolved = resolve(recipe, data, held_out, lora_rank, overrides)
