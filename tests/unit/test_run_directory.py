@@ -157,6 +157,19 @@ def test_a_damaged_checkpoint_is_named(file: str, model: Path, story: Path, tmp_
         assert weights(tmp_path / "out") == weights(whole)
 
 
+def test_a_teachers_cache_of_another_size_is_named(
+    model: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITCONVERT_CACHE", str(tmp_path / "cache"))
+    recipe = small(story, "distill.cache=true", "distill.cache_top_k=4")
+    warmup(str(model), tmp_path / "out", recipe, reporter=Silent())
+    (cache,) = (tmp_path / "cache").rglob("*.teacher")
+    os.truncate(cache, cache.stat().st_size - 1)
+    with pytest.raises(BitconvertError, match=rf"{cache.name}: damaged, it has [\d,]+ bytes instead of") as caught:
+        warmup(str(model), tmp_path / "again", recipe, reporter=Silent())
+    assert caught.value.hint == "remove it: it is made again"
+
+
 def test_a_damaged_layer_that_was_fitted_is_named(model: Path, story: Path, tmp_path: Path) -> None:
     recipe = small(story, "init.method=blockwise", "init.tokens=256")
     with pytest.raises(Interrupted):
