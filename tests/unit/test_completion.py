@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,11 +96,17 @@ def test_each_shell_has_a_script(shell: str) -> None:
     assert f"complete_{shell}" in asked({"_BITCONVERT_COMPLETE": f"source_{shell}"})
 
 
-def test_the_script_works_in_a_real_bash(tmp_path: Path) -> None:
-    """The script is sourced, and its function called as readline calls it."""
+@pytest.fixture
+def path(tmp_path: Path) -> dict[str, str]:
+    """An environment in which ``bitconvert`` is a program."""
     program = tmp_path / "bitconvert"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bitconvert "$@"\n')
     program.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def test_the_script_works_in_a_real_bash(tmp_path: Path, path: dict[str, str]) -> None:
+    """The script is sourced, and its function called as readline calls it."""
     (tmp_path / "script").write_text(asked({"_BITCONVERT_COMPLETE": "source_bash"}))
     lines = [
         f"source {shlex.quote(str(tmp_path / 'script'))}",
@@ -107,6 +114,13 @@ def test_the_script_works_in_a_real_bash(tmp_path: Path) -> None:
         "$(complete -p bitconvert | sed 's/.*-F \\([^ ]*\\).*/\\1/') bitconvert",
         'echo "${COMPREPLY[@]}"',
     ]
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=os.environ | path, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=path, capture_output=True, text=True)
     assert done.stdout.split() == ["smollm2-135m-cpu"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_the_script_works_in_a_real_fish(tmp_path: Path, path: dict[str, str]) -> None:
+    (tmp_path / "script").write_text(asked({"_BITCONVERT_COMPLETE": "source_fish"}))
+    lines = [f"source {shlex.quote(str(tmp_path / 'script'))}", 'complete -C "bitconvert warmup --set training.tok"']
+    done = subprocess.run(["fish", "-c", "\n".join(lines)], env=path, capture_output=True, text=True)
+    assert done.stdout.split() == ["training.tokens=", "training.tokens=1000000"], done.stderr
