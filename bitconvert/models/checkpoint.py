@@ -106,6 +106,7 @@ class Checkpoint:
         self.lineage: Lineage | None = gguf_source.gguf_lineage(path) if is_gguf else read_lineage(path)
         self.baked: Baked | None = None if is_gguf else read_baked(path)
         self.kind: Kind = "gguf" if is_gguf else _kind(name, self.config, self.lineage, self.baked)
+        _require_final(name, self.kind, self.lineage)
 
     @property
     def scaling(self) -> Scaling:
@@ -583,13 +584,14 @@ def _complete(name: str, config: dict[str, Any], family: Family) -> PreTrainedCo
     known = {key: value for key, value in config.items() if key not in unsaid}
     with _bad_config_named(name):
         complete: PreTrainedConfig = AutoConfig.for_model(family.model_type, **known)
-    _require_possible(name, complete)
+        values = complete.to_dict()
+    _require_possible(name, values)
     return complete
 
 
-def _require_possible(name: str, config: PreTrainedConfig) -> None:
+def _require_possible(name: str, config: Mapping[str, Any]) -> None:
     """Refuse numbers that no model has, before they are divided by, allocated or written into other files."""
-    for key, value in _numbers(config.to_dict()):
+    for key, value in _numbers(config):
         is_size, is_base = key in _SIZES, key == "rope_theta"
         if (is_size and not 0 < value <= _LARGEST_SIZE) or (is_base and value <= 0) or not math.isfinite(value):
             raise BitconvertError(
@@ -617,6 +619,15 @@ def _bad_config_named(name: str) -> Iterator[None]:
         raise BitconvertError(
             f"{name}: its config.json describes no model ({reason})", "download the original config.json again"
         ) from error
+
+
+def _require_final(name: str, kind: Kind, lineage: Lineage | None) -> None:
+    """Refuse codes that are said to be half-way: there are no latents to blend them with."""
+    if kind in ("packed", "gguf") and lineage is not None and lineage.lam < 1:
+        raise BitconvertError(
+            f"{name}: is recorded to have stopped at λ = {lineage.lam:.3g}, and holds ternary codes",
+            "download it again",
+        )
 
 
 def _kind(name: str, config: dict[str, Any], lineage: Lineage | None, baked: Baked | None) -> Kind:

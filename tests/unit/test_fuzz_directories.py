@@ -94,6 +94,9 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
     ("file", "edit", "told"),
     [
         ("config.json", lambda it: it.update(num_hidden_layers=2**31), "tells of 2147483648 layers"),
+        ("config.json", lambda it: it.update(dtype=[1]), "config.json describes no model"),
+        ("bitconvert.json", lambda it: it.update(lam=0), "stopped at λ = 0, and holds ternary codes"),
+        ("bitconvert.json", lambda it: it.update(lam=0.5), "stopped at λ = 0.5, and holds ternary codes"),
         ("generation_config.json", lambda it: it.update(max_new_tokens="x"), "generation_config.json does not load"),
         ("model.safetensors.index.json", lambda it: it["weight_map"].update(x=[1]), "a shard has no name"),
         ("model.safetensors.index.json", lambda it: it["weight_map"].clear(), "hold no tensor"),
@@ -107,7 +110,8 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
 def test_damage_that_once_ended_otherwise(
     originals: list[Path], tmp_path: Path, file: str, edit: Callable[[Any], Any], told: str
 ) -> None:
-    original = next(path for path in originals if "split" in path.parts or not file.endswith("index.json"))
+    kind = {"bitconvert.json": "whole", "model.safetensors.index.json": "split"}.get(file, "latent")
+    original = next(path for path in originals if kind in path.parts)
     copy = shutil.copytree(original, tmp_path / "model")
     change(copy / file, edit)
     signal.alarm(SECONDS)
