@@ -31,12 +31,13 @@ from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.conversion import ConvertReport
 from bitconvert.report.evaluation import EvalReport
 from bitconvert.report.packing import PackedFile, PackReport
-from bitconvert.report.reporter import Reporter
+from bitconvert.report.reporter import Reporter, Silent
 from bitconvert.report.training import WarmupReport
 from bitconvert.training.held_out import held_out_text
 from bitconvert.training.run_directory import (
     RECIPE,
     Interrupted,
+    go_on_with,
     has_unfinished_run,
     partial_directory,
     resuming,
@@ -87,7 +88,7 @@ def convert(
         raise UsageError("convert: one process does it all", "under a launcher, run warmup; then pack and eval alone")
     directory = partial_directory(output)
     with only_one_at(directory):
-        _require_same(output, model, recipe) if resume else _require_new(directory)
+        _go_on(output, model, recipe) if resume else _require_new(directory)
         if repository:
             require_pushable(repository)
         if not resume:
@@ -208,12 +209,16 @@ def unfinished_conversion(output: Path) -> tuple[str, Recipe]:
     return model, load_recipe(str(directory / RECIPE))
 
 
-def _require_same(output: Path, model: str, recipe: Recipe) -> None:
-    if unfinished_conversion(output) != (model, recipe):
-        directory = partial_directory(output)
+def _go_on(output: Path, model: str, recipe: Recipe) -> None:
+    """Refuse another model or other options, but for those that a training may go on with."""
+    directory, (begun_with, begun) = partial_directory(output), unfinished_conversion(output)
+    if model != begun_with:
+        raise UsageError(f"{directory}: was begun with {begun_with}", "resume it with that, or without --model")
+    if recipe != begun and (directory / LATENT).exists():
         raise UsageError(
-            f"{directory}: was begun with other options", f"resume it as it was begun: {directory / RECIPE}"
+            f"{directory}: was begun with other options, and is trained", "resume it without --set and --recipe"
         )
+    go_on_with(directory, begun, recipe, Silent())  # the training tells of it
 
 
 def _require_new(directory: Path) -> None:
@@ -237,8 +242,9 @@ def _resumable(directory: Path, output: Path) -> Iterator[None]:
     hint = resuming("convert", output)
     try:
         yield
-    except Interrupted as error:
-        raise Interrupted(error.message, hint, exit_code=error.exit_code) from error
+    except BitconvertError as error:
+        error.hint = error.hint.replace(resuming("warmup", directory / LATENT), hint)
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         message = f"interrupted; what was finished is saved in {directory}"
         code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 128 + signal.SIGINT

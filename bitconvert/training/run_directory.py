@@ -103,7 +103,7 @@ def begin_or_resume(
         if begun_with != model:
             raise UsageError(f"{run_directory}: was begun with {begun_with}", "resume it with that, or without --model")
         require_free(output, overwrite=overwrite, source=locate(model))
-        _change(run_directory, begun_options, options, reporter)
+        go_on_with(run_directory, begun_options, options, reporter)
         return
     require_free(output, overwrite=overwrite, source=locate(model))
     if _has_progress(run_directory):
@@ -199,8 +199,12 @@ def _require_unfinished(run_directory: Path, output: Path) -> None:
         raise UsageError(f"{output}: the run is finished, there is nothing to resume", f"bitconvert pack {output} …")
 
 
-def _change(run_directory: Path, begun: OptionsT, options: OptionsT, reporter: Reporter) -> None:
-    """Go on with other options where that is possible, and write them down."""
+def go_on_with(run_directory: Path, begun: OptionsT, options: OptionsT, reporter: Reporter) -> None:
+    """Go on with other options where that is possible, and write them down.
+
+    Raises:
+        UsageError: it is not, with some of them.
+    """
     changed = differing(begun, options)
     if not changed.keys() <= _MAY_CHANGE:
         raise UsageError(

@@ -13,14 +13,14 @@ import pytest
 
 from bitconvert.conversion import convert as conversion
 from bitconvert.conversion.convert import convert, unfinished_conversion
-from bitconvert.errors import BitconvertError
+from bitconvert.errors import BitconvertError, UsageError
 from bitconvert.evaluation.evaluate import evaluate
 from bitconvert.evaluation.verify import verify
 from bitconvert.models.hub import Repository
 from bitconvert.recipe import Recipe, load_recipe
 from bitconvert.report.conversion import ConvertReport
 from bitconvert.report.reporter import Silent
-from bitconvert.training.trainer import WarmupTrainer
+from bitconvert.training.trainer import Diverged, WarmupTrainer
 from tests.hub import Hub, running_hub
 
 SMALL = (
@@ -164,9 +164,35 @@ def test_an_interrupted_training_goes_on(
     assert (output / "packed" / file).read_bytes() == (converted.output / "packed" / file).read_bytes()
 
 
+def test_what_a_loss_that_diverged_asks_for_may_change(
+    smollm: Path, story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, options = tmp_path / "tiny-1.58", ("pack.formats=[tq2_0]", "training.save_every=1")
+
+    def diverge(trainer: WarmupTrainer) -> bool:
+        if trainer.state.global_step == 2:
+            raise Diverged(2)
+        return end_step(trainer)
+
+    end_step = WarmupTrainer.end_step
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmupTrainer, "end_step", diverge)
+        with pytest.raises(BitconvertError, match="not finite at step 2") as stopped:
+            convert(str(smollm), output, small(story, *options), reporter=Silent())
+    assert f"continue with: bitconvert convert --resume --output {output} --set optimizer.lr=" in stopped.value.hint
+    with pytest.raises(UsageError, match=r"other options \(training.tokens\)"):
+        convert(str(smollm), output, small(story, *options, "training.tokens=1024"), resume=True, reporter=Silent())
+    recipe = small(story, *options, "optimizer.lr=1e-5")
+    assert convert(str(smollm), output, recipe, resume=True, reporter=Silent()).warmup.steps == 4
+    assert "lr: 1.0e-05" in (output / "latent" / "recipe.yaml").read_text()
+
+
 def test_other_options_are_no_resumption(smollm: Path, story: Path, tmp_path: Path, interrupted: Path) -> None:
-    with pytest.raises(BitconvertError, match="was begun with other options"):
-        convert(str(smollm), interrupted, small(story, "pack.formats=[q8_0]"), resume=True, reporter=Silent())
+    for other in ("pack.formats=[q8_0]", "optimizer.lr=1e-5"):
+        with pytest.raises(UsageError, match="was begun with other options, and is trained"):
+            convert(str(smollm), interrupted, small(story, other), resume=True, reporter=Silent())
+    with pytest.raises(UsageError, match="was begun with"):
+        convert("owner/other", interrupted, small(story), resume=True, reporter=Silent())
     with pytest.raises(BitconvertError, match="an unfinished conversion is here"):
         convert(str(smollm), interrupted, small(story), reporter=Silent())
 
