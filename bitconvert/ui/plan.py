@@ -82,14 +82,14 @@ def _forecast_table(forecasts: list[Forecast]) -> Table:
 
 
 def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
-    """All names, each after what comes before it where it is told."""
+    """All names, each before what comes after it where it is told."""
     merged: list[str] = []
     for order in orders:
-        place = 0
-        for name in order:
+        following = len(merged)
+        for name in reversed(list(order)):
             if name not in merged:
-                merged.insert(place, name)
-            place = merged.index(name) + 1
+                merged.insert(following, name)
+            following = merged.index(name)
     return merged
 
 

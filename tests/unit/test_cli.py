@@ -170,6 +170,19 @@ def test_a_plan_is_told_and_writes_nothing(bitconvert, smollm: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_for_devices_that_train_in_different_ways_tells_them_in_order(bitconvert, smollm: Path) -> None:
+    batch = ("training.batch_size=16", "training.micro_batch_size=1", "training.tokens=16384", "training.context=32")
+    overrides = ("init.method=auto", "lam.curve=auto", "init.epochs=1", "data.held_out_tokens=64", *batch)
+    outcome = bitconvert(
+        *("plan", "--model", smollm, "--gpu", "8xh100"), *(word for each in overrides for word in ("--set", each))
+    )
+    assert outcome.code == 0, outcome.err
+    rows = ["initialisation", "training, λ < 1", "training, λ = 1 ", "optimizer", "evaluations", "checkpoints"]
+    places = [outcome.out.index(f"  {row}") for row in rows]
+    assert places[:3] == sorted(places[:3])
+    assert places[-1] == max(places)
+
+
 def test_a_dry_run_is_a_plan(bitconvert, smollm: Path, tmp_path: Path) -> None:
     common = ("--model", smollm, "--output", tmp_path / "o", "--json", *SETS)
     told = json.loads(bitconvert("warmup", "--dry-run", *common).out)
