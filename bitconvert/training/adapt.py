@@ -30,6 +30,7 @@ from bitconvert.training.run_directory import (
     PLOT,
     RECIPE,
     begin_or_resume,
+    history,
     partial_directory,
     resuming,
     tidied,
@@ -103,7 +104,7 @@ def _run(
         (directory / "README.md").write_text(
             adapter_card(checkpoint, options, lessons.description, report), encoding="utf-8"
         )
-        (directory / RECIPE).write_text(options.to_yaml(), encoding="utf-8")
+        (directory / RECIPE).write_text(history(run_directory) + options.to_yaml(), encoding="utf-8")
         shutil.copyfile(run_directory / METRICS, directory / METRICS)
         plot_metrics(directory / METRICS, directory / PLOT)
         write_manifest(directory)

@@ -285,9 +285,10 @@ class _Forecaster:
         at_once = cluster.count * options.micro_batch_size
         if options.batch_size % at_once:
             raise UsageError(
-                f"--gpu {cluster.name}: training.batch_size {options.batch_size} does not divide by {at_once}: "
+                f"--gpu {cluster.name}: training.batch_size {options.batch_size} is not a multiple of {at_once}: "
                 f"{cluster.count} GPUs with {options.micro_batch_size} windows each",
-                f"--set training.batch_size={-(-options.batch_size // at_once) * at_once}, or fewer GPUs",
+                f"--set training.batch_size={-(-options.batch_size // at_once) * at_once}, or fewer GPUs, or a smaller "
+                "training.micro_batch_size",
             )
         return options.batch_size // at_once
 

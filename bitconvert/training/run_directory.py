@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -213,8 +214,21 @@ def go_on_with(run_directory: Path, begun: OptionsT, options: OptionsT, reporter
         )
     if not changed:
         return
-    reporter.note("resumed with " + ", ".join(f"{key}={new} (was {old})" for key, (old, new) in changed.items()))
+    told = "resumed with " + ", ".join(f"{key}={new} (was {old})" for key, (old, new) in changed.items())
+    reporter.note(told)
     if "training.micro_batch_size" in changed:
         fitted_layers(run_directory).forget()  # micro-batches are the steps of their fit
     with atomic_file(run_directory / RECIPE) as temporary:
-        temporary.write_text(options.to_yaml(), encoding="utf-8")
+        comments = f"{history(run_directory)}# {told}{_where(run_directory)}\n"
+        temporary.write_text(comments + options.to_yaml(), encoding="utf-8")
+
+
+def history(run_directory: Path) -> str:
+    """With which other options a run has gone on: comments, a line each, at the beginning of its recipe."""
+    lines = (run_directory / RECIPE).read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
+
+
+def _where(run_directory: Path) -> str:
+    checkpoint = last_checkpoint(run_directory)
+    return f" from step {checkpoint.name.rpartition('-')[2]} on" if checkpoint else ""

@@ -51,6 +51,7 @@ from bitconvert.training.run_directory import (
     RECIPE,
     begin_or_resume,
     fitted_layers,
+    history,
     partial_directory,
     resuming,
     tidied,
@@ -153,7 +154,8 @@ def _run(
     if is_main():
         lineage = None if recipe.control else _lineage(checkpoint, origin, recipe, text, kept, report)
         metrics = read_metrics(run_directory / METRICS)
-        run = Run(checkpoint.name, text.identity, report, recipe, lineage, metrics, before, after)
+        comments = history(run_directory)
+        run = Run(checkpoint.name, text.identity, report, recipe, lineage, metrics, before, after, comments)
         _save(_finished(student, checkpoint, run_directory), tokenizer, run, run_directory, output, overwrite)
     trainer.accelerator.wait_for_everyone()
     return report
@@ -398,7 +400,7 @@ def _save(
             tokenizer.save_pretrained(directory)
         else:
             save_latent(student, tokenizer, run.lineage, training_card(run.lineage, run.report), directory)
-        (directory / RECIPE).write_text(run.recipe.to_yaml(), encoding="utf-8")
+        (directory / RECIPE).write_text(run.history + run.recipe.to_yaml(), encoding="utf-8")
         shutil.copyfile(run_directory / METRICS, directory / METRICS)
         plot_metrics(directory / METRICS, directory / PLOT)
         (directory / PAGE).write_text(render_page(run), encoding="utf-8")

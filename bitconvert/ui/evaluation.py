@@ -11,7 +11,8 @@ from bitconvert.ui.console import in_ppl, stdout
 def show_eval(report: EvalReport) -> None:
     """Perplexity with all that it depends on."""
     table = Table.grid(padding=(0, 2))
-    table.add_row("model", f"{report.model} ({report.kind}, computed by {report.runtime})")
+    beside = f", with {report.lora}" if report.lora else ""
+    table.add_row("model", f"{report.model} ({report.kind}, computed by {report.runtime}{beside})")
     if report.perplexity is not None:
         p = report.perplexity
         windows = f" (± {in_ppl(p.window_stderr)} if only whole windows are independent)" if p.window_stderr else ""

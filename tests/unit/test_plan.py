@@ -329,7 +329,7 @@ def test_more_gpus_are_faster_and_cost_what_their_hours_do(smollm: Path) -> None
 
 
 def test_a_batch_that_gpus_cannot_share_is_refused(smollm: Path) -> None:
-    with pytest.raises(UsageError, match="--gpu 8xh100: training.batch_size 4 does not divide by 16") as refused:
+    with pytest.raises(UsageError, match="--gpu 8xh100: training.batch_size 4 is not a multiple of 16") as refused:
         plan_warmup(open_checkpoint(str(smollm)), small(), [Cluster(GPUS["h100"], 8)], reporter=Silent())
     assert refused.value.hint.startswith("--set training.batch_size=16")
 

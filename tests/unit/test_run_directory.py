@@ -206,6 +206,11 @@ def test_what_a_failure_asks_for_may_change(model: Path, story: Path, tmp_path: 
     rates = [line["lr"] for line in map(json.loads, (tmp_path / "out" / "metrics.jsonl").open()) if "lr" in line]
     assert rates[3] < rates[0] / 2
     assert load_recipe(str(tmp_path / "out" / "recipe.yaml")).optimizer.lr == 5e-4
+    first, second = (tmp_path / "out" / "recipe.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# resumed with optimizer.lr=0.0005 (was 0.001), training.")
+    assert first.endswith(" from step 2 on")
+    assert not second.startswith("#")
+    assert first in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_other_options_are_told(model: Path, story: Path, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Run:
         metrics: lines of metrics.jsonl, from the first on.
         before: the original.
         after: the result.
+        history: with which other options it has gone on, in comments of YAML.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Run:
     metrics: Sequence[dict[str, Any]]
     before: Snapshot
     after: Snapshot
+    history: str = ""
 
 
 @dataclass(frozen=True)
