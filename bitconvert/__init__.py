@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bitconvert.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bitconvert.conversion.convert import convert
     from bitconvert.conversion.foresight import plan
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from bitconvert.ternary.quantize import TernaryTensor, ternarize
     from bitconvert.training.adapt import adapt
     from bitconvert.training.warmup import warmup
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "BitLinear": "bitconvert.ternary.bitlinear",

@@ -13,7 +13,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bitconvert import __version__
 from bitconvert.cli.adapt import adapt
 from bitconvert.cli.compare import compare
 from bitconvert.cli.convert import convert
@@ -31,6 +30,7 @@ from bitconvert.cli.warmup import warmup
 from bitconvert.errors import BitconvertError, ExitCode, UsageError
 from bitconvert.heap import is_out_of_memory
 from bitconvert.ranks import is_main
+from bitconvert.version import __version__
 
 app = typer.Typer(
     pretty_exceptions_enable=False,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bitconvert import __version__
 from bitconvert.models.record import read_record, save_record
 from bitconvert.recipe import Scaling
+from bitconvert.version import __version__
 
 LINEAGE_FILE = "bitconvert.json"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bitconvert import __version__
 from bitconvert.recipe import shipped_recipes
+from bitconvert.version import __version__
 from tests.commands import document
 from tests.pages import ROOT, read
 

@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from bitconvert import __version__
 from bitconvert.models.lineage import Lineage
 from bitconvert.recipe import Recipe
 from bitconvert.report.training import WarmupReport
@@ -23,6 +22,7 @@ from bitconvert.training.flips import Change, change
 from bitconvert.training.page import charts
 from bitconvert.training.page.charts import Chart, Column, Numbers
 from bitconvert.training.snapshot import Snapshot
+from bitconvert.version import __version__
 
 _PACKAGE = "bitconvert.training.page"
 
