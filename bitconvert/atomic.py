@@ -308,7 +308,7 @@ def _locked_directory(path: Path) -> tuple[Path, BaseFileLock]:
         workplace = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
         workplace.mkdir()
         lock = FileLock(workplace / _LOCK, timeout=0)
-        with contextlib.suppress(Timeout, FileNotFoundError):  # taken for a leftover before it was locked
+        with contextlib.suppress(Timeout, FileNotFoundError, FileExistsError):  # taken for a leftover before its lock
             lock.acquire()
             return workplace, lock
 

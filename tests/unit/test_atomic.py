@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bitconvert.atomic import GrowingFile, Taken, atomic_directory, atomic_file, discard, only_one_at, set_aside
 from bitconvert.errors import BitconvertError
@@ -185,6 +186,27 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_is_at_stays(what: str
         with atomic_file(tmp_path / "c.gguf") as temporary:
             temporary.write_text("whole")
     assert names(tmp_path) == ["b.gguf", "c.gguf"]
+
+
+@pytest.mark.parametrize("lost", [FileNotFoundError, FileExistsError])
+def test_a_workplace_that_is_taken_for_a_leftover_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: type[OSError]
+) -> None:
+    """By another thread or process, between its making and its lock."""
+    acquire, attempts = FileLock.acquire, []
+
+    def lose_the_first(self: FileLock, *arguments: object, **options: object) -> object:
+        attempts.append(self)
+        if len(attempts) == 1:
+            shutil.rmtree(Path(self.lock_file).parent)
+            raise lost
+        return acquire(self, *arguments, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", lose_the_first)
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+    assert names(tmp_path) == ["a"]
 
 
 def test_names_that_only_look_like_ours_stay(tmp_path: Path) -> None:

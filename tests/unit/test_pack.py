@@ -379,7 +379,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
 def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path, latent: Path) -> None:
     error = refused(latent, ["tq2_0", "q4_0"], tmp_path / "out")
     assert isinstance(error, UsageError)
-    assert error.hint == f"formats: {', '.join(FORMATS)}"
+    assert error.hint == f"formats: {', '.join(FORMATS)}, or all"
     for names in (["tq2_0"], ["all"]):
         assert isinstance(refused(latent, names, tmp_path / "out", embedding_type="q4_0"), UsageError)
 
